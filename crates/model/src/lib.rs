@@ -1,0 +1,16 @@
+//! What tcptide knows about TCP and containers, as pure functions of data.
+//!
+//! Nothing here does I/O or needs a privilege: kernel records come in, meaning goes out.
+//!
+//! * [`record`]: the bytes the kernel side hands over, generated from `record.h`
+//! * [`connection`]: one connection as people and programs meet it
+//! * [`histogram`]: bucketed distributions and their quantiles
+//! * [`container`]: a cgroup path to the container it belongs to
+//! * [`filter`]: which connections a person asked for
+//! * [`metrics`]: the table of every metric
+#![forbid(unsafe_code)]
+
+pub mod container;
+pub mod filter;
+pub mod histogram;
+pub mod mountinfo;
