@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Every difference between kernels that the programs must know, each with the version that made it. Asked for
+ * as a feature (in BTF), never as a version: the loader sets the constants before the verifier sees the code,
+ * so what a kernel lacks is dead code there.
+ */
+#ifndef COMPAT_H
+#define COMPAT_H
+
+#include "kernel.h"
+
+/* 6.17: tcp_retransmit_skb got a third argument `err` and fires for failed tries too. */
+const volatile bool retransmit_has_err = false;
+
+/*
+ * A host with cgroup v1 only: sockets carry the root of a hierarchy that nobody uses, so the owner is the
+ * task's cgroup in one v1 controller. The controllers' numbers depend on the kernel's configuration.
+ */
+const volatile bool owner_by_task = false;
+const volatile __u32 owner_controller = 0;
+
+/* The hierarchy whose cgroups are named: 0 is cgroup2. */
+const volatile int owner_hierarchy = 0;
+
+/* clang 14 may fold a bounds check into the index's computation, which 6.1 does not follow. */
+#define opaque(x) asm volatile("" : "+r"(x))
+
+#endif

@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * What every hook does with a socket and its gauge: who owns it, its counters, its totals, its record.
+ */
+#ifndef GAUGE_H
+#define GAUGE_H
+
+#include "kernel.h"
+#include "compat.h"
+#include "maps.h"
+
+static __always_inline void lose(enum loss what)
+{
+	__sync_fetch_and_add(&losses[what], 1);
+}
+
+/* The first slot whose bound is not below v; the last slot has none. A binary search, at most 6 steps. */
+static __always_inline __u32 slot_of(const volatile __u64 *bounds, __u32 slots, __u64 v)
+{
+	__u32 low = 0, high = slots - 1;
+
+	for (int step = 0; step < 6 && low < high; step++) {
+		__u32 middle = (low + high) / 2;
+
+		opaque(middle);
+		if (middle >= slots - 1)
+			break;
+		if (v <= bounds[middle])
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return low;
+}
+
+/* ---- The owner ---------------------------------------------------------------------------------------- */
+
+static __always_inline __u64 task_cgroup(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	struct cgroup_subsys_state *css;
+	__u32 controller = owner_controller;
+
+	if (!task || controller >= 16)
+		return CGROUP_UNATTRIBUTED;
+	/* An index that is known only at load time: no direct access to the array. */
+	bpf_probe_read_kernel(&css, sizeof(css), &task->cgroups->subsys[controller]);
+	return css ? BPF_CORE_READ(css, cgroup, kn, id) : CGROUP_UNATTRIBUTED;
+}
+
+/* The socket's own cgroup. Never the current task's: in softirq that is anybody. */
+static __always_inline __u64 socket_cgroup(struct sock *sk)
+{
+	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
+
+	return cgroup ? cgroup->kn->id : CGROUP_UNATTRIBUTED;
+}
+
+/* To be called where the current task is the socket's user. */
+static __always_inline void learn_process(struct gauge *g)
+{
+	__u64 id;
+
+	if (g->pid)
+		return;
+	id = bpf_get_current_pid_tgid();
+	g->pid = id >> 32;
+	bpf_get_current_comm(g->comm, sizeof(g->comm));
+	if (owner_by_task)
+		g->cgroup_id = task_cgroup();
+}
+
+/* ---- Addresses ---------------------------------------------------------------------------------------- */
+
+static __always_inline void map_v4(__u8 *to, __be32 address)
+{
+	__u32 *words = (__u32 *)to;
+
+	words[0] = 0;
+	words[1] = 0;
+	words[2] = bpf_htonl(0xffff);
+	words[3] = address;
+}
+
+static __always_inline void copy_v6(__u8 *to, const struct in6_addr *from)
+{
+	__u32 *words = (__u32 *)to;
+
+	words[0] = from->in6_u.u6_addr32[0];
+	words[1] = from->in6_u.u6_addr32[1];
+	words[2] = from->in6_u.u6_addr32[2];
+	words[3] = from->in6_u.u6_addr32[3];
+}
+
+static __always_inline bool is_v6(struct sock *sk)
+{
+	return sk->__sk_common.skc_family == AF_INET6 &&
+	       bpf_core_field_exists(struct sock_common, skc_v6_daddr);
+}
+
+static __always_inline void peer_address(struct sock *sk, __u8 *to)
+{
+	if (is_v6(sk))
+		copy_v6(to, &sk->__sk_common.skc_v6_daddr);
+	else
+		map_v4(to, sk->__sk_common.skc_daddr);
+}
+
+static __always_inline void local_address(struct sock *sk, __u8 *to)
+{
+	if (is_v6(sk))
+		copy_v6(to, &sk->__sk_common.skc_v6_rcv_saddr);
+	else
+		map_v4(to, sk->__sk_common.skc_rcv_saddr);
+}
+
+/* skc_num is 0 again at CLOSE, inet_sport is not set yet in a listener's first moments. */
+static __always_inline __u16 local_port(struct tcp_sock *tp)
+{
+	__u16 port = tp->inet_conn.icsk_inet.sk.__sk_common.skc_num;
+
+	return port ?: bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+}
+
+/* ---- Counters ----------------------------------------------------------------------------------------- */
+
+static __always_inline __u64 at_least_0(__s64 v)
+{
+	return v < 0 ? 0 : v;
+}
+
+static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
+{
+	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
+
+	/*
+	 * A retransmission adds to bytes_retrans first and to bytes_sent a moment later: a reading in between
+	 * is short, and the next one is right again.
+	 */
+	c->sent_bytes = at_least_0((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
+	/* The FIN comes last: it is what exceeds the payload. */
+	c->acked_bytes = acked > c->sent_bytes ? c->sent_bytes : acked;
+	c->received_bytes = at_least_0((__s64)tp->bytes_received -
+				       !!(tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags &
+					  (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE))));
+	c->segments_out = tp->segs_out;
+	c->segments_in = tp->segs_in;
+	c->retransmits = tp->total_retrans;
+	for (int i = 0; i < RETRANSMITS; i++)
+		c->retransmits_by_kind[i] = g->retransmits_by_kind[i];
+}
+
+/* Totals never go backwards: a short reading moves nothing. */
+static __always_inline __u64 advance64(__u64 *folded, __u64 now)
+{
+	__u64 was = *folded;
+
+	if (now <= was)
+		return 0;
+	*folded = now;
+	return now - was;
+}
+
+/* The kernel's 32-bit counters wrap. */
+static __always_inline __u32 advance32(__u32 *folded, __u32 now)
+{
+	__u32 grown = now - *folded;
+
+	if ((__s32)grown <= 0)
+		return 0;
+	*folded = now;
+	return grown;
+}
+
+static const struct totals no_totals;
+
+static __always_inline struct totals *totals_of(__u64 cgroup)
+{
+	__u64 other = CGROUP_OTHER;
+	struct totals *t = bpf_map_lookup_elem(&totals, &cgroup);
+
+	if (t)
+		return t;
+	bpf_map_update_elem(&totals, &cgroup, &no_totals, BPF_NOEXIST);
+	t = bpf_map_lookup_elem(&totals, &cgroup);
+	if (t)
+		return t;
+	lose(LOSS_TOTALS);
+	return bpf_map_lookup_elem(&totals, &other); /* made by the loader */
+}
+
+#define count(field, n)                                                                                              \
+	do {                                                                                                         \
+		__u64 _n = (n);                                                                                      \
+		if (_n)                                                                                              \
+			__sync_fetch_and_add(&(field), _n);                                                          \
+	} while (0)
+
+/* Moves what is new since the last fold into the owner's totals. `last` ends it: nothing is folded after that. */
+static __always_inline void fold(struct gauge *g, const struct counters *now, bool last)
+{
+	struct counters new = {};
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+
+	if (wants_totals && !t)
+		return;
+	bpf_spin_lock(&g->lock);
+	if (!(g->flags & FLAG_CLOSED)) {
+		new.sent_bytes = advance64(&g->folded.sent_bytes, now->sent_bytes);
+		new.acked_bytes = advance64(&g->folded.acked_bytes, now->acked_bytes);
+		new.received_bytes = advance64(&g->folded.received_bytes, now->received_bytes);
+		new.segments_out = advance32(&g->folded.segments_out, now->segments_out);
+		new.segments_in = advance32(&g->folded.segments_in, now->segments_in);
+		for (int i = 0; i < RETRANSMITS; i++)
+			new.retransmits_by_kind[i] = advance32(&g->folded.retransmits_by_kind[i],
+							       now->retransmits_by_kind[i]);
+		if (last)
+			g->flags |= FLAG_CLOSED;
+	}
+	bpf_spin_unlock(&g->lock);
+	if (!t)
+		return;
+	count(t->sent_bytes, new.sent_bytes);
+	count(t->acked_bytes, new.acked_bytes);
+	count(t->received_bytes, new.received_bytes);
+	count(t->sent_segments, new.segments_out);
+	count(t->received_segments, new.segments_in);
+	/* SYN-ACKs are counted as they happen: they may never become a connection. */
+	for (int i = 0; i < RETRANSMIT_SYNACK; i++)
+		count(t->retransmitted_segments[i], new.retransmits_by_kind[i]);
+}
+
+/* ---- Round-trip time ---------------------------------------------------------------------------------- */
+
+/*
+ * At most one sample a round trip (rtt_seq is the kernel's own mark of that), and at most one in
+ * sample_interval_us, so that one connection over loopback does not drown a thousand others.
+ */
+static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
+{
+	__u32 seq = tp->rtt_seq, rtt, slot, now;
+
+	if (seq == g->rtt_seq)
+		return;
+	now = tp->tcp_mstamp;
+	if (g->rtt_seq && now - g->sampled_at < sample_interval_us)
+		return;
+	rtt = tp->rack.rtt_us ?: tp->srtt_us >> 3; /* without SACK there is no rack */
+	if (!rtt)
+		return;
+	g->rtt_seq = seq;
+	g->sampled_at = now;
+	slot = slot_of(rtt_bounds, RTT_SLOTS, rtt);
+	opaque(slot);
+	if (slot >= RTT_SLOTS)
+		return;
+	__sync_fetch_and_add(&g->rtt_samples[slot], 1);
+	__sync_fetch_and_add(&g->rtt_sum_us, rtt);
+}
+
+/* Takes the samples off the gauge: into the totals, into a record, or both. */
+static __always_inline void take_samples(struct gauge *g, struct connection *c)
+{
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	__u64 sum = 0;
+
+	if (g->rtt_sum_us)
+		sum = __sync_lock_test_and_set(&g->rtt_sum_us, 0);
+	if (t)
+		count(t->rtt_sum_us, sum);
+	if (c)
+		c->rtt_sum_us = sum;
+	for (int i = 0; i < RTT_SLOTS; i++) {
+		__u32 n = g->rtt_samples[i];
+
+		if (n)
+			n = __sync_lock_test_and_set(&g->rtt_samples[i], 0);
+		if (t)
+			count(t->rtt[i], n);
+		if (c)
+			c->rtt_samples[i] = n;
+	}
+}
+
+/* ---- Records ------------------------------------------------------------------------------------------ */
+
+/* Everything but the RTT samples. */
+static __always_inline void describe(struct connection *c, struct sock *sk, struct tcp_sock *tp, struct gauge *g,
+				     const struct counters *now, __u8 event, __u8 state)
+{
+	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
+
+	c->time_ns = bpf_ktime_get_ns();
+	c->cookie = bpf_get_socket_cookie(sk);
+	c->cgroup_id = g->cgroup_id;
+	c->opened_ns = g->opened_ns;
+	c->established_ns = g->established_ns;
+	c->before = g->before;
+	c->since.sent_bytes = at_least_0(now->sent_bytes - g->before.sent_bytes);
+	c->since.acked_bytes = at_least_0(now->acked_bytes - g->before.acked_bytes);
+	c->since.received_bytes = at_least_0(now->received_bytes - g->before.received_bytes);
+	c->since.segments_out = now->segments_out - g->before.segments_out;
+	c->since.segments_in = now->segments_in - g->before.segments_in;
+	c->since.retransmits = now->retransmits - g->before.retransmits;
+	for (int i = 0; i < RETRANSMITS; i++)
+		c->since.retransmits_by_kind[i] = now->retransmits_by_kind[i];
+	local_address(sk, c->local_address);
+	peer_address(sk, c->peer_address);
+	c->local_port = local_port(tp);
+	c->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	c->netns = sk->__sk_common.skc_net.net->ns.inum;
+	c->pid = g->pid;
+	__builtin_memcpy(c->comm, g->comm, sizeof(c->comm));
+	c->srtt_us = tp->srtt_us >> 3;
+	c->min_rtt_us = tp->rtt_min.s[0].v;
+	c->rttvar_us = tp->mdev_us >> 2;
+	c->last_rtt_us = tp->rack.rtt_us;
+	c->cwnd = tp->snd_cwnd;
+	c->mss = tp->mss_cache;
+	c->reordering = tp->reordering;
+	c->accept_queue = 0;
+	c->syn_queue = 0;
+	c->error = sk->sk_err;
+	c->event = event;
+	c->state = state;
+	c->direction = g->direction;
+	c->reason = 0;
+	c->ca_state = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state);
+	c->flags = g->flags;
+	c->detail = 0;
+	__builtin_memset(c->padding, 0, sizeof(c->padding));
+	if (!ops || bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name))
+		__builtin_memset(c->congestion, 0, sizeof(c->congestion));
+	c->rtt_sum_us = 0;
+	if (state == TCP_LISTEN) {
+		c->accept_queue = sk->sk_ack_backlog;
+		c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter;
+	}
+}
+
+/* ---- What was asked for ------------------------------------------------------------------------------- */
+
+#define CGROUP_DEPTH 16
+
+static __always_inline bool wants_cgroup(struct sock *sk, __u64 id)
+{
+	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
+	__u8 *wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
+
+	for (int i = 0; !wanted && cgroup && !owner_by_task && i < CGROUP_DEPTH; i++) {
+		struct cgroup_subsys_state *parent = BPF_CORE_READ(cgroup, self.parent);
+
+		cgroup = parent ? BPF_CORE_READ(parent, cgroup) : NULL;
+		if (!cgroup)
+			break;
+		id = BPF_CORE_READ(cgroup, kn, id);
+		wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
+	}
+	return wanted ? *wanted : cgroup_by_default;
+}
+
+static __always_inline bool wants_ports(__u16 local, __u16 peer)
+{
+	__u8 *a = bpf_map_lookup_elem(&wanted_ports, &local);
+	__u8 *b = bpf_map_lookup_elem(&wanted_ports, &peer);
+
+	if ((a && !*a) || (b && !*b))
+		return false;
+	return a || b || port_by_default;
+}
+
+static __always_inline bool wants_peer(struct sock *sk)
+{
+	struct prefix p = { .length = 128 };
+	__u8 *wanted;
+
+	peer_address(sk, p.address);
+	wanted = bpf_map_lookup_elem(&wanted_peers, &p);
+	return wanted ? *wanted : peer_by_default;
+}
+
+static __always_inline bool is_wanted(struct sock *sk, struct tcp_sock *tp, struct gauge *g)
+{
+	if (filters_ports && !wants_ports(local_port(tp), bpf_ntohs(sk->__sk_common.skc_dport)))
+		return false;
+	if (filters_peers && !wants_peer(sk))
+		return false;
+	return !filters_cgroups || wants_cgroup(sk, g->cgroup_id);
+}
+
+static __always_inline bool is_event_wanted(__u8 event)
+{
+	return wanted_events & (1 << event);
+}
+
+/* Room for an event, filled but for reason and detail, or NULL. To be given to bpf_ringbuf_submit(). */
+static __always_inline struct connection *begin_event(struct sock *sk, struct tcp_sock *tp, struct gauge *g,
+						      const struct counters *now, __u8 event, __u8 state)
+{
+	struct connection *c;
+
+	if (!is_event_wanted(event) || !is_wanted(sk, tp, g))
+		return NULL;
+	if (wants_samples)
+		c = bpf_ringbuf_reserve(&events, sizeof(*c), 0);
+	else
+		c = bpf_ringbuf_reserve(&events, __builtin_offsetof(struct connection, rtt_samples), 0);
+	if (!c) {
+		lose(LOSS_CONNECTION_EVENT);
+		return NULL;
+	}
+	describe(c, sk, tp, g, now, event, state);
+	return c;
+}
+
+/* The reader comes by on its own: a wakeup an event would cost more than the event. */
+static __always_inline void end_event(struct connection *c)
+{
+	bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
+}
+
+#endif

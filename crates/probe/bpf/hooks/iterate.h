@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Hook:    iter/task_file and iter/tcp at the start; iter/bpf_sk_storage_map whenever someone looks
+ * Context: process, on the reader's account. No lock that traffic waits for, but iter/tcp locks one socket at a
+ *          time.
+ * Feeds:   sockets that were there before the monitor; live connections, states, and totals up to now.
+ */
+#include "../gauge.h"
+
+/*
+ * Who began a connection that nobody saw beginning? bytes_acked counts the own SYN on the active side only, so
+ * it is one ahead there: acked + in flight = sent once + SYN + FIN. After an own FIN it cannot be told.
+ */
+static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
+{
+	__s64 ahead;
+
+	if (state == TCP_SYN_SENT)
+		return DIRECTION_ACTIVE;
+	if (state == TCP_LISTEN)
+		return DIRECTION_UNKNOWN;
+	if (state == TCP_SYN_RECV)
+		return DIRECTION_PASSIVE;
+	ahead = (__s64)tp->bytes_acked + (__u32)(tp->snd_nxt - tp->snd_una) -
+		((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
+		ahead--; /* the own FIN, if it has left the send queue */
+	if (ahead == 1)
+		return DIRECTION_ACTIVE;
+	return ahead == 0 ? DIRECTION_PASSIVE : DIRECTION_UNKNOWN;
+}
+
+static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct task_struct *task)
+{
+	__u8 state = sk->__sk_common.skc_state;
+	struct counters now;
+	struct gauge *g;
+	bool born;
+
+	if (state == TCP_CLOSE)
+		return;
+	g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!g) {
+		lose(LOSS_STORAGE);
+		return;
+	}
+	bpf_spin_lock(&g->lock);
+	born = g->flags & FLAG_BORN;
+	if (!born)
+		g->flags = FLAG_BORN | FLAG_PREEXISTING | (state == TCP_LISTEN ? FLAG_LISTENER : 0);
+	bpf_spin_unlock(&g->lock);
+	if (task && !g->pid) {
+		g->pid = task->tgid;
+		bpf_probe_read_kernel(g->comm, sizeof(g->comm), &task->group_leader->comm);
+	}
+	if (born)
+		return;
+	g->direction = infer_direction(tp, state);
+	g->cgroup_id = socket_cgroup(sk);
+	if (owner_by_task) {
+		struct cgroup_subsys_state *css = NULL;
+		__u32 controller = owner_controller;
+
+		if (task && controller < 16)
+			bpf_probe_read_kernel(&css, sizeof(css), &task->cgroups->subsys[controller]);
+		g->cgroup_id = css ? BPF_CORE_READ(css, cgroup, kn, id) : CGROUP_UNATTRIBUTED;
+	}
+	if (g->cgroup_id == CGROUP_UNATTRIBUTED)
+		lose(LOSS_OWNER);
+	g->rtt_seq = tp->rtt_seq;
+	g->retransmits_seen = tp->total_retrans;
+	read_counters(tp, g, &now);
+	g->before = now;
+	g->folded = now;
+}
+
+SEC("iter/task_file")
+int adopt_files(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct tcp_sock *tp;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp)
+		adopt(sk, tp, task);
+	return 0;
+}
+
+SEC("iter/tcp")
+int adopt_namespace(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (tp)
+		adopt((struct sock *)tp, tp, NULL);
+	return 0;
+}
+
+static __always_inline void count_state(struct totals *t, __u8 state, __u32 n)
+{
+	if (t->walk != walk_number) {
+		__builtin_memset(t->connections, 0, sizeof(t->connections));
+		t->walk = walk_number;
+	}
+	opaque(state);
+	if (state < STATES)
+		t->connections[state] += n;
+}
+
+static __always_inline struct connection *next_row(void)
+{
+	__u32 i = walk_used;
+
+	return i < walk_capacity ? bpf_map_lookup_elem(&walked, &i) : NULL;
+}
+
+SEC("iter/bpf_sk_storage_map")
+int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct connection *row = NULL;
+	struct counters now;
+	struct tcp_sock *tp;
+	struct gauge *g;
+	struct totals *t;
+	__u8 state;
+
+	if (!sk || !ctx->value)
+		return 0;
+	state = sk->__sk_common.skc_state;
+	tp = bpf_skc_to_tcp_sock(sk);
+	/* The iterator's value is plain memory to the verifier; the lock needs the map's. */
+	g = tp && state != TCP_CLOSE ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	if (!g || !(g->flags & FLAG_BORN) || g->flags & FLAG_CLOSED)
+		return 0;
+	if (walk_rows && is_wanted(sk, tp, g)) {
+		row = next_row();
+		if (!row)
+			return 1; /* full: the reader empties it and comes back to this socket */
+		walk_used++;
+	}
+	walk_seen++;
+	sample_rtt(tp, g);
+	read_counters(tp, g, &now);
+	if (row) {
+		describe(row, sk, tp, g, &now, 0, state);
+		if (wants_samples) {
+			row->flags |= FLAG_SAMPLES;
+			take_samples(g, row);
+		}
+	}
+	if (!wants_totals)
+		return 0;
+	fold(g, &now, false);
+	if (!wants_samples)
+		take_samples(g, NULL);
+	t = totals_of(g->cgroup_id);
+	if (!t)
+		return 0;
+	count_state(t, state, 1);
+	if (state == TCP_LISTEN)
+		count_state(t, TCP_SYN_RECV, tp->inet_conn.icsk_accept_queue.qlen.counter);
+	return 0;
+}

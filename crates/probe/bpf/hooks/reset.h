@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Hook:    tp_btf/tcp_send_reset and tp_btf/tcp_receive_reset, since 4.15
+ * Context: softirq or process; the socket locked, if there is one; rare
+ * Feeds:   resets sent and received. A RST may be sent for no socket at all (nobody listens), for a request or
+ *          for a TIME_WAIT socket: none of them has an owner.
+ */
+#include "../gauge.h"
+
+#define RESET_SENT 1
+#define RESET_RECEIVED 2
+
+static __always_inline void on_reset(struct sock *sk, __u8 way)
+{
+	/* Where the verifier holds the argument for never NULL, it drops the check, and the read yields 0. */
+	__u8 state = sk ? sk->__sk_common.skc_state : 0;
+	struct gauge *g = NULL;
+	struct tcp_sock *tp = NULL;
+	struct counters now;
+	struct connection *c;
+	struct totals *t;
+
+	if (state && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV) {
+		tp = bpf_skc_to_tcp_sock(sk);
+		g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	}
+	t = wants_totals ? totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED) : NULL;
+	if (t)
+		count(t->resets[way - 1], 1);
+	if (!g || !tp || !is_event_wanted(EVENT_RESET))
+		return;
+	read_counters(tp, g, &now);
+	c = begin_event(sk, tp, g, &now, EVENT_RESET, state);
+	if (!c)
+		return;
+	c->detail = way;
+	end_event(c);
+}
+
+SEC("tp_btf/tcp_send_reset")
+int reset_sent(__u64 *ctx)
+{
+	on_reset((void *)ctx[0], RESET_SENT);
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int reset_received(__u64 *ctx)
+{
+	on_reset((void *)ctx[0], RESET_RECEIVED);
+	return 0;
+}

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Hook:    tp_btf/tcp_retransmit_skb, since 4.15, and tp_btf/tcp_retransmit_synack, since 4.16
+ * Context: softirq (timer or ACK), the socket locked; rare
+ * Feeds:   retransmitted segments by kind. The number of segments is what tcp_sock.total_retrans grew by: one
+ *          call may send several, and the kernel's own RetransSegs counts the same.
+ */
+#include "../gauge.h"
+
+static __always_inline __u32 kind_of(struct sock *sk, struct tcp_sock *tp)
+{
+	__u8 ca = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state);
+
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT)
+		return RETRANSMIT_SYN;
+	if (sk->__sk_common.skc_state == TCP_SYN_RECV)
+		return RETRANSMIT_SYNACK;
+	if (ca == TCP_CA_LOSS)
+		return RETRANSMIT_RTO;
+	if (ca == TCP_CA_RECOVERY)
+		return RETRANSMIT_FAST;
+	return tp->inet_conn.icsk_retransmits ? RETRANSMIT_RTO : RETRANSMIT_TLP;
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int retransmit(__u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	struct counters now;
+	struct connection *c;
+	__u32 total, kind;
+
+	if (!g)
+		return 0;
+	total = tp->total_retrans;
+	kind = kind_of(sk, tp);
+	opaque(kind);
+	if (kind < RETRANSMITS)
+		g->retransmits_by_kind[kind] += total - g->retransmits_seen;
+	g->retransmits_seen = total;
+	if (!is_event_wanted(EVENT_RETRANSMIT) || (retransmit_has_err && (int)ctx[2]))
+		return 0;
+	read_counters(tp, g, &now);
+	c = begin_event(sk, tp, g, &now, EVENT_RETRANSMIT, sk->__sk_common.skc_state);
+	if (!c)
+		return 0;
+	c->detail = kind;
+	end_event(c);
+	return 0;
+}
+
+/* The socket is the listener; the request has no owner of its own. */
+SEC("tp_btf/tcp_retransmit_synack")
+int retransmit_synack(__u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	struct gauge *g;
+	struct totals *t;
+
+	if (!wants_totals || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	t = totals_of(g ? g->cgroup_id : socket_cgroup(sk));
+	if (t)
+		count(t->retransmitted_segments[RETRANSMIT_SYNACK], 1);
+	return 0;
+}

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The kernel's types as far as they are read here. Every access is relocated against the running kernel's BTF
+ * (CO-RE): order and size do not matter, names do. No vmlinux.h and no header of the build machine, so that one
+ * object serves every kernel and every 64-bit architecture.
+ */
+#ifndef KERNEL_H
+#define KERNEL_H
+
+typedef unsigned char __u8;
+typedef short __s16;
+typedef unsigned short __u16;
+typedef int __s32;
+typedef unsigned int __u32;
+typedef long long __s64;
+typedef unsigned long long __u64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
+typedef __u64 __be64;
+typedef __u8 bool_u8;
+typedef _Bool bool;
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+/* include/uapi/linux/bpf.h */
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
+	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1 << 0,
+	BPF_F_MMAPABLE = 1 << 10,
+	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
+	BPF_RB_NO_WAKEUP = 1 << 0,
+	BPF_RB_FORCE_WAKEUP = 1 << 1,
+};
+
+struct bpf_spin_lock {
+	__u32 val;
+};
+
+/* Fixed by the ABI or the RFCs. */
+enum {
+	AF_INET = 2,
+	AF_INET6 = 10,
+	IPPROTO_TCP = 6,
+	ECONNABORTED = 103,
+	ECONNRESET = 104,
+	ETIMEDOUT = 110,
+	ECONNREFUSED = 111,
+	EHOSTDOWN = 112,
+	EHOSTUNREACH = 113,
+	ENETDOWN = 100,
+	ENETUNREACH = 101,
+	EPIPE = 32,
+	ENONET = 64,
+	EPROTO = 71,
+	ENOPROTOOPT = 92,
+	PF_KTHREAD = 0x00200000,
+};
+
+/* include/net/tcp_states.h */
+enum {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
+	TCP_NEW_SYN_RECV = 12,
+};
+
+/* include/net/tcp.h: icsk_ca_state */
+enum {
+	TCP_CA_OPEN = 0,
+	TCP_CA_DISORDER = 1,
+	TCP_CA_CWR = 2,
+	TCP_CA_RECOVERY = 3,
+	TCP_CA_LOSS = 4,
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
+struct ns_common {
+	unsigned int inum; /* what readlink /proc/PID/ns/net shows */
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct kernfs_node {
+	__u64 id; /* the inode number of the cgroup's directory */
+};
+
+struct cgroup_root {
+	int hierarchy_id; /* 0: the default hierarchy, cgroup2 */
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self; /* self.parent leads upwards */
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+/* Its subsys[] has one entry a controller; the index comes from enum cgroup_subsys_id. */
+struct css_set {
+	struct cgroup_subsys_state *subsys[16];
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup; /* fixed at socket(), inherited by accepted sockets */
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport; /* network order */
+	__u16 skc_num;	  /* host order; 0 again once unhashed */
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	unsigned long skc_flags; /* bits of enum sock_flags */
+	struct in6_addr skc_v6_daddr;	  /* absent without CONFIG_IPV6 */
+	struct in6_addr skc_v6_rcv_saddr; /* absent without CONFIG_IPV6 */
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+	int sk_err;
+	__u32 sk_ack_backlog;	/* a listener's accept queue */
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+enum sock_flags {
+	SOCK_DONE = 1, /* the peer's FIN has been received */
+};
+
+struct inet_sock {
+	struct sock sk;
+	__be16 inet_sport; /* network order; survives the unhashing at CLOSE */
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct request_sock_queue {
+	atomic_t qlen; /* half-open connections */
+};
+
+struct tcp_congestion_ops {
+	char name[16];
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	struct request_sock_queue icsk_accept_queue;
+	const struct tcp_congestion_ops *icsk_ca_ops;
+	__u8 icsk_ca_state : 5;
+	__u8 icsk_retransmits; /* unanswered retransmission timeouts */
+};
+
+struct minmax_sample {
+	__u32 t;
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3]; /* s[0].v: the minimum */
+};
+
+struct tcp_rack {
+	__u32 rtt_us; /* of the segment that was delivered last */
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u64 bytes_received; /* with the peer's FIN */
+	__u64 bytes_sent;     /* with what was sent again, without SYN and FIN */
+	__u64 bytes_acked;    /* with the own SYN (active side only) and the own FIN */
+	__u64 bytes_retrans;
+	__u64 tcp_mstamp; /* the stack's clock at the last segment, us */
+	__u32 segs_in;
+	__u32 segs_out;
+	__u32 total_retrans;
+	__u32 packets_out; /* segments in flight */
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 srtt_us;	/* times 8 */
+	__u32 mdev_us;	/* times 4 */
+	__u32 rtt_seq;	/* moves on once a round trip */
+	__u32 snd_cwnd;
+	__u32 mss_cache;
+	__u32 reordering;
+	struct minmax rtt_min;
+	struct tcp_rack rack;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct file;
+
+struct task_struct {
+	int tgid;
+	unsigned int flags; /* PF_ bits */
+	char comm[16];
+	struct task_struct *group_leader;
+	struct css_set *cgroups;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct file *file;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	struct sock *sk;
+	void *value;
+};
+
+#pragma clang attribute pop
+
+#endif

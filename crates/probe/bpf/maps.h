@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Every map and every constant that the loader sets, each with the reason for its type, size and flags.
+ */
+#ifndef MAPS_H
+#define MAPS_H
+
+#include "kernel.h"
+#include "record.h"
+
+/* What a socket carries: one a connection or listener, so every byte counts. */
+struct gauge {
+	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
+	__u8 flags;
+	__u8 direction;
+	__u16 local_port;
+	__u64 cgroup_id;
+	__u64 opened_ns;
+	__u64 established_ns;
+	struct counters before;			/* at birth or adoption */
+	struct counters folded;			/* what the owner's totals already have */
+	__u32 retransmits_seen;			/* total_retrans at the last retransmit event */
+	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
+	__u32 rtt_seq;				/* the round trip that was sampled last */
+	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
+	__u32 pid;
+	__u8 comm[COMM_LEN];
+	__u64 rtt_sum_us;
+	__u32 rtt_samples[RTT_SLOTS]; /* since the last record or fold */
+};
+
+/*
+ * Storage on the socket: born and freed with it, found without a search, and never full. No preallocation
+ * exists for this type.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct gauge);
+} gauges SEC(".maps");
+
+/*
+ * Totals by cgroup. Not per CPU: it is written per connection and not per packet, and a copy a CPU would cost
+ * 170 KiB a container on 128 CPUs. Not preallocated: a host has ten cgroups or ten thousand. The loader sets
+ * the size; what does not fit goes to CGROUP_OTHER.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+/*
+ * Connection events on their way out. Drained on a timer, so a burst must fit: the loader sets the size (one
+ * page where nobody listens).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} events SEC(".maps");
+
+/* Cgroups made and removed. Rare, and wakes its reader: the name must be known before the next table is drawn. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} cgroup_events SEC(".maps");
+
+/*
+ * Where a walk puts what it found: written in place and mapped into the reader, so that a row is copied once.
+ * (The iterator's own output goes through 32 KiB at a time, and starts each bucket again after every read.)
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct connection);
+} walked SEC(".maps");
+
+/* Whether a cgroup and what lies below it is asked for: 1 yes, 0 no. The nearest one upwards decides. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u8);
+} wanted_cgroups SEC(".maps");
+
+/* Ports asked for (1) and excluded (0). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u16);
+	__type(value, __u8);
+} wanted_ports SEC(".maps");
+
+struct prefix {
+	__u32 length; /* bits */
+	__u8 address[16];
+};
+
+/* Peer prefixes asked for (1) and excluded (0), IPv4 mapped into IPv6. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct prefix);
+	__type(value, __u8);
+} wanted_peers SEC(".maps");
+
+/* Set before loading: what is off is dead code to the verifier. */
+const volatile __u32 wanted_events = 0; /* bits of enum event */
+const volatile bool wants_totals = false;
+const volatile bool wants_samples = false; /* RTT samples in rows and close events */
+const volatile bool filters_cgroups = false;
+const volatile bool filters_ports = false;
+const volatile bool port_by_default = false; /* whether a connection without a listed port is asked for */
+const volatile bool filters_peers = false;
+const volatile bool peer_by_default = false;
+const volatile __u32 walk_capacity = 0;
+const volatile __u32 sample_interval_us = 1000;
+/* Inclusive upper bounds of all slots but the last, us. */
+const volatile __u64 rtt_bounds[RTT_SLOTS - 1];
+const volatile __u64 connect_bounds[CONNECT_SLOTS - 1];
+const volatile __u64 lifetime_bounds[LIFETIME_SLOTS - 1];
+
+/* Written by the loader before each walk, and by the walk. */
+__u32 walk_number = 0;
+__u32 walk_used = 0;
+bool walk_rows = false;
+__u64 walk_seen = 0;
+/* Whether a cgroup that nobody listed is asked for; may change while running. */
+bool cgroup_by_default = true;
+
+/* What was lost, by enum loss. */
+__u64 losses[LOSSES];
+
+#endif

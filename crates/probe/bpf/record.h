@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * What crosses from the kernel to Rust: the single truth for both sides.
+ *
+ * crates/model/build.rs makes the Rust types from this file, comments included, so keep to its plain form:
+ * `#define NAME number`, `enum name { A, B = 2, };` and `struct name { __u64 field; __u32 many[N]; };`,
+ * one field or value a line, no padding left to the compiler (a static assertion in the probe holds both
+ * sides to it).
+ */
+#ifndef RECORD_H
+#define RECORD_H
+
+/* Slots of the RTT histogram; the last one counts what is above every bound. */
+#define RTT_SLOTS 42
+/* Slots of the connect latency histogram. */
+#define CONNECT_SLOTS 52
+/* Slots of the lifetime histogram. */
+#define LIFETIME_SLOTS 30
+/* TCP states, as in include/net/tcp_states.h; 0 is unused. */
+#define STATES 13
+/* Length of a command name with its final zero. */
+#define COMM_LEN 16
+/* Length of a congestion control's name with its final zero. */
+#define CONGESTION_LEN 16
+/* Longest cgroup path that a cgroup event carries; a longer one is looked up in the file system. */
+#define CGROUP_PATH_LEN 1024
+
+/* The owner of sockets whose cgroup could not be established. */
+#define CGROUP_UNATTRIBUTED 0
+/* Where totals go that have no room of their own. */
+#define CGROUP_OTHER 1152921504606846975
+
+/* What happened to a connection. */
+enum event {
+	/* An active connection sent its first SYN, or a passive one came out of its listener. */
+	EVENT_OPEN,
+	/* The handshake is complete. */
+	EVENT_ESTABLISHED,
+	/* An established connection ended. */
+	EVENT_CLOSE,
+	/* A connect ended without being established. */
+	EVENT_FAIL,
+	/* A segment was sent again. */
+	EVENT_RETRANSMIT,
+	/* A RST was sent or received. */
+	EVENT_RESET,
+	/* Number of events. */
+	EVENTS,
+};
+
+/* Who began the connection. */
+enum direction {
+	/* Not known. */
+	DIRECTION_UNKNOWN,
+	/* This side called connect(). */
+	DIRECTION_ACTIVE,
+	/* The peer did. */
+	DIRECTION_PASSIVE,
+	/* Number of directions. */
+	DIRECTIONS,
+};
+
+/* Why a connection ended, or a connect failed. */
+enum reason {
+	/* FIN in both directions, or an orderly end on this side. */
+	REASON_NORMAL,
+	/* This side sent a RST: aborted, unread data at close, or the listener went away. */
+	REASON_RESET_SENT,
+	/* The peer sent a RST to an established connection. */
+	REASON_RESET_RECEIVED,
+	/* No answer: retransmissions, keepalive or the connect timed out. */
+	REASON_TIMEOUT,
+	/* The peer answered the SYN with a RST. */
+	REASON_REFUSED,
+	/* ICMP, or the neighbour table, said that there is no way. */
+	REASON_UNREACHABLE,
+	/* The application closed the socket before the connection was established. */
+	REASON_CANCELED,
+	/* No local port or address was free: no SYN was sent. */
+	REASON_ADDRESS_UNAVAILABLE,
+	/* Any other error; errno tells. */
+	REASON_ERROR,
+	/* Number of reasons. */
+	REASONS,
+};
+
+/* Which of the kernel's reasons to send a segment again. */
+enum retransmit {
+	/* The retransmission timer expired. */
+	RETRANSMIT_RTO,
+	/* A tail loss probe. */
+	RETRANSMIT_TLP,
+	/* Fast retransmit, in recovery. */
+	RETRANSMIT_FAST,
+	/* A SYN. */
+	RETRANSMIT_SYN,
+	/* A SYN-ACK; counted for the listener's owner. */
+	RETRANSMIT_SYNACK,
+	/* Number of kinds. */
+	RETRANSMITS,
+};
+
+/* Why something was lost on the kernel side. */
+enum loss {
+	/* The ring buffer of connection events was full. */
+	LOSS_CONNECTION_EVENT,
+	/* The ring buffer of cgroup events was full. */
+	LOSS_CGROUP_EVENT,
+	/* A socket could not be given its storage. */
+	LOSS_STORAGE,
+	/* A cgroup could not be given totals of its own: they went to CGROUP_OTHER. */
+	LOSS_TOTALS,
+	/* A socket without an owner was seen. */
+	LOSS_OWNER,
+	/* Number of losses. */
+	LOSSES,
+};
+
+/* The connection was there before the monitor was; its counters run from the adoption. */
+#define FLAG_PREEXISTING 1
+/* The record carries the RTT samples since the last one. */
+#define FLAG_SAMPLES 2
+/* The connection has ended. */
+#define FLAG_CLOSED 4
+/* The socket listens. */
+#define FLAG_LISTENER 8
+/* The state of a fresh gauge is known. */
+#define FLAG_BORN 16
+
+/* A connection's running counters, read from tcp_sock. */
+struct counters {
+	/* Payload bytes sent, each once: tcp_sock.bytes_sent - bytes_retrans, since 4.19. */
+	__u64 sent_bytes;
+	/* Payload bytes the peer acknowledged: tcp_sock.bytes_acked without SYN and FIN, since 4.1. */
+	__u64 acked_bytes;
+	/* Payload bytes received in order: tcp_sock.bytes_received without the FIN, since 4.1. */
+	__u64 received_bytes;
+	/* Segments sent, with empty and repeated ones: tcp_sock.segs_out, since 4.2. */
+	__u32 segments_out;
+	/* Segments received: tcp_sock.segs_in, since 4.2. */
+	__u32 segments_in;
+	/* Segments sent again: tcp_sock.total_retrans, since 2.6. */
+	__u32 retransmits;
+	/* How many of them the kind is known of: [enum retransmit]. */
+	__u32 retransmits_by_kind[RETRANSMITS];
+};
+
+/* One connection at one moment: an event, or a row of a walk. */
+struct connection {
+	/* When this was recorded: CLOCK_MONOTONIC, ns. */
+	__u64 time_ns;
+	/* The socket's cookie, as ss -e shows it. */
+	__u64 cookie;
+	/* The owner: the id of the socket's cgroup. */
+	__u64 cgroup_id;
+	/* First SYN sent, or passive socket born: CLOCK_MONOTONIC, ns; 0: before the adoption. */
+	__u64 opened_ns;
+	/* Handshake complete: CLOCK_MONOTONIC, ns; 0: not yet, or before the adoption. */
+	__u64 established_ns;
+	/* Since the opening or the adoption. */
+	struct counters since;
+	/* What the connection had carried before the adoption. */
+	struct counters before;
+	/* Local address; IPv4 in its IPv6-mapped form. */
+	__u8 local_address[16];
+	/* The peer's address; IPv4 in its IPv6-mapped form. */
+	__u8 peer_address[16];
+	/* Local port; 0: not chosen yet. */
+	__u16 local_port;
+	/* The peer's port. */
+	__u16 peer_port;
+	/* The network namespace's inode number. */
+	__u32 netns;
+	/* The process that connected, or was seen to use the socket; 0: none was seen. */
+	__u32 pid;
+	/* Smoothed round-trip time, us: tcp_sock.srtt_us / 8; 0: no sample yet. */
+	__u32 srtt_us;
+	/* Windowed minimum of the round-trip time, us: tcp_sock.rtt_min; the highest number: no sample yet. */
+	__u32 min_rtt_us;
+	/* Mean deviation of the round-trip time, us: tcp_sock.mdev_us / 4. */
+	__u32 rttvar_us;
+	/* Latest round-trip time, us: tcp_sock.rack.rtt_us; 0: not known. */
+	__u32 last_rtt_us;
+	/* Congestion window, segments: tcp_sock.snd_cwnd. */
+	__u32 cwnd;
+	/* Segment size for sending, bytes: tcp_sock.mss_cache. */
+	__u32 mss;
+	/* Reordering the connection reckons with, segments: tcp_sock.reordering. */
+	__u32 reordering;
+	/* Connections waiting in a listener's accept queue: sock.sk_ack_backlog. */
+	__u32 accept_queue;
+	/* Half-open connections of a listener: request_sock_queue.qlen. */
+	__u32 syn_queue;
+	/* The error that ended it, as in errno(3); 0: none. */
+	__u16 error;
+	/* What happened: enum event. */
+	__u8 event;
+	/* TCP state: include/net/tcp_states.h. */
+	__u8 state;
+	/* Who began: enum direction. */
+	__u8 direction;
+	/* Why it ended: enum reason; only in EVENT_CLOSE and EVENT_FAIL. */
+	__u8 reason;
+	/* Congestion avoidance state: inet_connection_sock.icsk_ca_state. */
+	__u8 ca_state;
+	/* FLAG_ bits. */
+	__u8 flags;
+	/* What an EVENT_RETRANSMIT (enum retransmit) or an EVENT_RESET (1 sent, 2 received) was about. */
+	__u8 detail;
+	/* Nothing. */
+	__u8 padding[7];
+	/* Name of that process's main thread or of the thread that connected. */
+	__u8 comm[COMM_LEN];
+	/* Congestion control: inet_connection_sock.icsk_ca_ops->name. */
+	__u8 congestion[CONGESTION_LEN];
+	/* Sum of the RTT samples since the last record, us. */
+	__u64 rtt_sum_us;
+	/* RTT samples since the last record, by slot; only with FLAG_SAMPLES. */
+	__u32 rtt_samples[RTT_SLOTS];
+};
+
+/* What the sockets of one cgroup have done since the monitor started. */
+struct totals {
+	/* Connections opened, by direction: enum direction. */
+	__u64 opened[DIRECTIONS];
+	/* Established connections that ended: enum reason. */
+	__u64 closed[REASONS];
+	/* Connects that ended without being established: enum reason. */
+	__u64 connect_failures[REASONS];
+	/* Payload bytes sent, each once. */
+	__u64 sent_bytes;
+	/* Payload bytes acknowledged by peers. */
+	__u64 acked_bytes;
+	/* Payload bytes received in order. */
+	__u64 received_bytes;
+	/* Segments sent. */
+	__u64 sent_segments;
+	/* Segments received. */
+	__u64 received_segments;
+	/* Segments sent again: enum retransmit. */
+	__u64 retransmitted_segments[RETRANSMITS];
+	/* RSTs: [0] sent, [1] received. */
+	__u64 resets[2];
+	/* Sum of the RTT samples, us. */
+	__u64 rtt_sum_us;
+	/* RTT samples by slot. */
+	__u64 rtt[RTT_SLOTS];
+	/* Sum of the connect latencies, us. */
+	__u64 connect_sum_us;
+	/* Connect latencies of established active connections by slot. */
+	__u64 connect[CONNECT_SLOTS];
+	/* Sum of the lifetimes, us. */
+	__u64 lifetime_sum_us;
+	/* Lifetimes of ended connections that were seen to open, by slot. */
+	__u64 lifetime[LIFETIME_SLOTS];
+	/* Sockets by TCP state, as the walk of that number found them; SYN_RECV from the listeners. */
+	__u32 connections[STATES];
+	/* The walk that wrote `connections`. */
+	__u32 walk;
+};
+
+/* A cgroup was made or removed. */
+struct cgroup_event {
+	/* Its id. */
+	__u64 id;
+	/* 1: removed. */
+	__u32 removed;
+	/* Bytes in path; 0: too long to be sent. */
+	__u32 path_len;
+	/* Path below the hierarchy's root. */
+	__u8 path[CGROUP_PATH_LEN];
+};
+
+#endif
