@@ -33,6 +33,25 @@ static __always_inline __u32 slot_of(const volatile __u64 *bounds, __u32 slots, 
 	return low;
 }
 
+/*
+ * Global functions are verified once and on their own, and return a number that the verifier knows nothing of: what
+ * follows is looked at once, and not once for every slot.
+ */
+__noinline __u32 rtt_slot(__u64 us)
+{
+	return slot_of(rtt_bounds, RTT_SLOTS, us);
+}
+
+__noinline __u32 connect_slot(__u64 us)
+{
+	return slot_of(connect_bounds, CONNECT_SLOTS, us);
+}
+
+__noinline __u32 lifetime_slot(__u64 us)
+{
+	return slot_of(lifetime_bounds, LIFETIME_SLOTS, us);
+}
+
 /* ---- The owner ---------------------------------------------------------------------------------------- */
 
 static __always_inline __u64 task_cgroup(void)
@@ -250,7 +269,7 @@ static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 		return;
 	g->rtt_seq = seq;
 	g->sampled_at = now;
-	slot = slot_of(rtt_bounds, RTT_SLOTS, rtt);
+	slot = rtt_slot(rtt);
 	opaque(slot);
 	if (slot >= RTT_SLOTS)
 		return;

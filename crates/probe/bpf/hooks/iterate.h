@@ -111,7 +111,7 @@ int adopt_namespace(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-static __always_inline void count_state(struct totals *t, __u8 state, __u32 n)
+static __always_inline void count_state(struct totals *t, __u32 state, __u32 n)
 {
 	if (t->walk != walk_number) {
 		__builtin_memset(t->connections, 0, sizeof(t->connections));

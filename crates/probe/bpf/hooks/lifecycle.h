@@ -89,7 +89,7 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 		report(sk, tp, g, EVENT_OPEN, TCP_SYN_RECV);
 	} else if (t && g->opened_ns) {
 		us = (now - g->opened_ns) / 1000;
-		slot = slot_of(connect_bounds, CONNECT_SLOTS, us);
+		slot = connect_slot(us);
 		opaque(slot);
 		if (slot < CONNECT_SLOTS) {
 			count(t->connect[slot], 1);
@@ -113,8 +113,8 @@ static __always_inline bool is_unreachable(int error)
 	       error == ENONET || error == ENOPROTOOPT;
 }
 
-/* A connect that ended in SYN_SENT. */
-static __always_inline __u8 why_failed(struct tcp_sock *tp, int error)
+/* A connect that ended in SYN_SENT. Global, as slots are: see gauge.h. */
+__noinline __u32 why_failed(int error, __u32 segments_out)
 {
 	if (error == ECONNREFUSED)
 		return REASON_REFUSED;
@@ -127,10 +127,10 @@ static __always_inline __u8 why_failed(struct tcp_sock *tp, int error)
 	if (error)
 		return REASON_ERROR;
 	/* connect() itself sends the SYN: without one it gave up, for want of a free port. */
-	return tp->segs_out ? REASON_CANCELED : REASON_ADDRESS_UNAVAILABLE;
+	return segments_out ? REASON_CANCELED : REASON_ADDRESS_UNAVAILABLE;
 }
 
-static __always_inline __u8 why_closed(int old, int error)
+__noinline __u32 why_closed(int old, int error)
 {
 	if (error == ECONNRESET || error == EPIPE)
 		return REASON_RESET_RECEIVED;
@@ -155,8 +155,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	struct counters now;
 	struct totals *t;
 	bool failed;
-	__u8 reason;
-	__u32 slot;
+	__u32 reason, slot;
 	__u64 us;
 
 	if (!g || g->flags & FLAG_CLOSED)
@@ -166,7 +165,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
-	reason = failed ? why_failed(tp, sk->sk_err) : why_closed(old, sk->sk_err);
+	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err);
 	sample_rtt(tp, g);
 	read_counters(tp, g, &now);
 	fold(g, &now, true);
@@ -195,7 +194,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	if (!g->opened_ns)
 		return;
 	us = (bpf_ktime_get_ns() - g->opened_ns) / 1000;
-	slot = slot_of(lifetime_bounds, LIFETIME_SLOTS, us);
+	slot = lifetime_slot(us);
 	opaque(slot);
 	if (slot < LIFETIME_SLOTS) {
 		count(t->lifetime[slot], 1);

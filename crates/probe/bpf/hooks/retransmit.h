@@ -62,7 +62,7 @@ int retransmit_synack(__u64 *ctx)
 	if (!wants_totals || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	t = totals_of(g ? g->cgroup_id : socket_cgroup(sk));
+	t = totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED);
 	if (t)
 		count(t->retransmitted_segments[RETRANSMIT_SYNACK], 1);
 	return 0;

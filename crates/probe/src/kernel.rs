@@ -1,0 +1,79 @@
+//! What this kernel and these privileges allow, asked before anything is loaded.
+
+use std::{fs, io::Read as _};
+
+use libbpf_rs::btf::{Btf, types};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::error::{Capability, Error};
+
+/// The running kernel's description of itself.
+pub struct Kernel {
+    btf: Btf<'static>,
+    /// As `uname -r` prints it.
+    pub release: String,
+}
+
+impl Kernel {
+    /// Reads the kernel's BTF and makes sure that the kernel is new enough.
+    pub fn look() -> Result<Self, Error> {
+        let mut first = [0];
+        fs::File::open("/sys/kernel/btf/vmlinux").and_then(|mut f| f.read_exact(&mut first)).map_err(Error::NoBtf)?;
+        let btf = Btf::from_vmlinux().map_err(|e| Error::system("read the kernel's BTF", e))?;
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let kernel = Self { btf, release };
+        // bpf_sock_from_file() came together with socket storage in tracing programs.
+        if kernel.enum_value("bpf_func_id", "BPF_FUNC_sock_from_file").is_none() {
+            return Err(Error::KernelTooOld(kernel.release));
+        }
+        Ok(kernel)
+    }
+
+    /// How many arguments a tracepoint hands to its programs; `None` where the kernel has no such tracepoint.
+    pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        let hook: types::Typedef<'_> = self.btf.type_by_name(&format!("btf_trace_{name}"))?;
+        let pointer = types::Ptr::try_from(hook.next_type()?).ok()?;
+        let function = types::FuncProto::try_from(pointer.next_type()?).ok()?;
+        // The first is the tracepoint's own.
+        Some(function.iter().count().saturating_sub(1))
+    }
+
+    /// An enum's value in this kernel.
+    pub fn enum_value(&self, name: &str, value: &str) -> Option<i64> {
+        let list: types::Enum<'_> = self.btf.type_by_name(name)?;
+        list.iter().find(|m| m.name.is_some_and(|n| n == value)).map(|m| m.value)
+    }
+}
+
+/// In the order in which a person would grant them.
+const NEEDED: &[(CapabilitySet, &str, &str)] = &[
+    (CapabilitySet::BPF, "CAP_BPF", "load BPF programs"),
+    (CapabilitySet::PERFMON, "CAP_PERFMON", "attach them to tracepoints"),
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN", "enter network namespaces for connections that were there before"),
+    (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "find the network namespaces of other users' processes"),
+];
+
+/// Which capabilities this process has not got.
+fn missing_capabilities() -> Vec<Capability> {
+    let held = capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+    NEEDED
+        .iter()
+        // Before 5.8 CAP_SYS_ADMIN was all of them, and it still is.
+        .filter(|(capability, _, _)| {
+            let by_admin = *capability == CapabilitySet::BPF || *capability == CapabilitySet::PERFMON;
+            !held.contains(*capability) && !(by_admin && held.contains(CapabilitySet::SYS_ADMIN))
+        })
+        .map(|(_, name, purpose)| Capability { name, purpose })
+        .collect()
+}
+
+/// An error that names every capability that is missing, and for what it is needed.
+pub fn check_privileges() -> Result<(), Error> {
+    let missing = missing_capabilities();
+    if missing.is_empty() { Ok(()) } else { Err(Error::Privileges(missing)) }
+}
+
+/// Whether lockdown forbids what the monitor does.
+pub(crate) fn is_confidential() -> bool {
+    fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|modes| modes.contains("[confidentiality]"))
+}

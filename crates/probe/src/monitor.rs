@@ -1,0 +1,324 @@
+//! The running monitor: attached programs, and the ways to read them.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    io::{ErrorKind, Read as _},
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, RingBuffer, RingBufferBuilder, skel::Skel as _};
+use model::record::{self, loss};
+
+use crate::{
+    error::Error,
+    namespaces::{network_namespaces, visit},
+    programs::{PROGRAMS, Program, Status},
+    read,
+    rows::Rows,
+    skel::TcpSkel,
+    start::{Loaded, Options, fill_maps, load, refuse_if_required},
+    stats::{self, ProgramStats},
+};
+
+/// A cgroup was made or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupEvent {
+    /// With its path below the hierarchy's root; `None` if that was too long to be sent.
+    Made(u64, Option<PathBuf>),
+    /// It is gone; sockets may still belong to it.
+    Removed(u64),
+}
+
+/// What a walk did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Its number, as in [`record::Totals::walk`].
+    pub number: u32,
+    /// Sockets looked at.
+    pub sockets: u64,
+    /// Rows handed out.
+    pub rows: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+type Queue<T> = Rc<RefCell<Vec<T>>>;
+
+/// The BPF programs at work. When it is dropped, they and all they gathered are gone.
+pub struct Monitor {
+    // Fields are dropped in this order: programs stop before their maps go.
+    links: BTreeMap<&'static str, Link>,
+    events: (RingBuffer<'static>, Queue<record::Connection>),
+    cgroups: (RingBuffer<'static>, Queue<record::CgroupEvent>),
+    rows: Option<Rows>,
+    statuses: BTreeMap<&'static str, Status>,
+    visited: BTreeSet<u64>,
+    measuring: Option<OwnedFd>,
+    skel: TcpSkel<'static>,
+}
+
+impl Monitor {
+    /// Loads and attaches the programs, then adopts the connections that are there already: no connection is missed
+    /// in between, and none is met twice.
+    pub fn start(options: &Options) -> Result<Self, Error> {
+        let Loaded { skel, statuses } = load(options)?;
+        fill_maps(&skel, options)?;
+        let rows = match options.rows {
+            0 => None,
+            capacity => Some(Rows::map(skel.maps.walked.as_fd(), capacity as usize)?),
+        };
+        let mut monitor = Self {
+            links: BTreeMap::new(),
+            events: queue(&skel.maps.events)?,
+            cgroups: queue(&skel.maps.cgroup_events)?,
+            rows,
+            statuses,
+            visited: BTreeSet::new(),
+            measuring: None,
+            skel,
+        };
+        if options.measure {
+            monitor.measuring = stats::enable().map_err(|e| tracing::warn!("no run times: {e}")).ok();
+        }
+        for program in PROGRAMS {
+            monitor.attach(program)?;
+        }
+        monitor.adopt()?;
+        Ok(monitor)
+    }
+
+    fn attach(&mut self, program: &'static Program) -> Result<(), Error> {
+        if self.statuses.get(program.name) != Some(&Status::Attached) {
+            return Ok(());
+        }
+        let Some(loaded) = self.skel.object().progs_mut().find(|p| p.name() == program.name) else {
+            return Err(Error::system("attach a BPF program", format!("the object has no '{}'", program.name)));
+        };
+        let link = match program.hook {
+            "iter/bpf_sk_storage_map" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
+            _ => loaded.attach(),
+        };
+        match link {
+            Ok(link) => drop(self.links.insert(program.name, link)),
+            Err(error) => {
+                let status = Status::Refused(error.to_string());
+                refuse_if_required(program, &status)?;
+                self.statuses.insert(program.name, status);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up connections that were there before: through the files of all processes, then namespace by namespace
+    /// those that no process holds (not yet accepted, or closed and not yet done).
+    fn adopt(&mut self) -> Result<(), Error> {
+        if let Some(link) = self.links.get("adopt_files") {
+            run(link)?;
+        }
+        self.adopt_namespaces().map(drop)
+    }
+
+    /// Looks into network namespaces that were not there at the last call. Returns how many there were. Costs some
+    /// milliseconds for each: an iterator over a namespace's sockets searches the whole host's table.
+    pub fn adopt_namespaces(&mut self) -> Result<usize, Error> {
+        let Some(link) = self.links.get("adopt_namespace") else { return Ok(0) };
+        let all = network_namespaces();
+        let visited = &self.visited;
+        let new: BTreeMap<_, _> = all.iter().filter(|(id, _)| !visited.contains(id)).map(clone_pair).collect();
+        let iterate = link.as_fd().try_clone_to_owned().map_err(|e| Error::system("share an iterator", e))?;
+        let done = visit(&new, move || drain(create_iterator(&iterate)?))?;
+        self.visited = all.into_keys().collect();
+        Ok(done.len())
+    }
+
+    /// Hands over the events since the last call. Nothing wakes the reader: call it ten times a second or so, as far
+    /// as [`Options::buffer`] reaches.
+    pub fn events(&mut self, each: &mut dyn FnMut(&record::Connection)) -> Result<usize, Error> {
+        let (ring, queue) = &self.events;
+        ring.consume().map_err(|e| Error::system("read connection events", e))?;
+        let mut queue = queue.borrow_mut();
+        let n = queue.len();
+        queue.drain(..).for_each(|event| each(&event));
+        Ok(n)
+    }
+
+    /// Hands over the cgroups made and removed since the last call, in order.
+    pub fn cgroup_events(&mut self) -> Result<Vec<CgroupEvent>, Error> {
+        let (ring, queue) = &self.cgroups;
+        ring.consume().map_err(|e| Error::system("read cgroup events", e))?;
+        Ok(queue.borrow_mut().drain(..).map(|event| cgroup_event(&event)).collect())
+    }
+
+    /// Looks at every live connection and listener, in all namespaces: brings the totals up to now, counts states,
+    /// and hands out a row each if rows are wanted and asked for. A connection that closes meanwhile is in no row, and
+    /// its event tells; one that opens meanwhile may be missed by this walk.
+    pub fn walk(&mut self, mut each: Option<&mut dyn FnMut(&record::Connection)>) -> Result<Walk, Error> {
+        let began = Instant::now();
+        let link = self.links.get("walk").ok_or_else(|| Error::system("walk the sockets", "the program is off"))?;
+        let mut iterator = Iter::new(link).map_err(|e| Error::system("walk the sockets", e))?;
+        let state = self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
+        state.walk_number = state.walk_number.wrapping_add(1);
+        state.walk_used = 0;
+        state.walk_seen = 0;
+        state.walk_rows = each.is_some() && self.rows.is_some();
+        let mut walk = Walk { number: state.walk_number, ..Walk::default() };
+        let mut unused = [0; 64];
+        loop {
+            let answer = iterator.read(&mut unused);
+            let state = self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
+            if let (Some(rows), Some(each)) = (&self.rows, each.as_mut()) {
+                let rows = rows.used(state.walk_used as usize);
+                rows.iter().for_each(|row| each(row));
+                walk.rows += rows.len() as u64;
+                state.walk_used = 0;
+            }
+            walk.sockets = state.walk_seen;
+            match answer {
+                Ok(0) => break,
+                Ok(_) => {}
+                // The rows were full, or a million sockets without an end: it goes on where it was.
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(Error::system("walk the sockets", e)),
+            }
+        }
+        walk.took = began.elapsed();
+        Ok(walk)
+    }
+
+    /// The totals of every cgroup that had a connection; those of live connections as of the last walk.
+    pub fn totals(&self) -> Result<Vec<(u64, Box<record::Totals>)>, Error> {
+        let map = &self.skel.maps.totals;
+        let mut all = Vec::new();
+        for key in map.keys() {
+            let Ok(cgroup) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
+            // It may have been forgotten between the two calls.
+            if let Some(value) = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read totals", e))? {
+                all.push((cgroup, Box::new(read::record(&value))));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Drops a cgroup's totals. Connections that still belong to it would begin new ones.
+    pub fn forget(&self, cgroup: u64) -> Result<(), Error> {
+        match self.skel.maps.totals.delete(&cgroup.to_ne_bytes()) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => Err(Error::system("drop totals", e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says whether connections of a cgroup, and of those below it that nothing was said of, are asked for. Needs
+    /// [`Options::filter_cgroups`].
+    pub fn want_cgroup(&self, cgroup: u64, wanted: bool) -> Result<(), Error> {
+        self.skel
+            .maps
+            .wanted_cgroups
+            .update(&cgroup.to_ne_bytes(), &[wanted.into()], MapFlags::ANY)
+            .map_err(|e| Error::system("filter by cgroup", e))
+    }
+
+    /// Says whether connections of all other cgroups are asked for; they are at the start.
+    pub fn want_other_cgroups(&mut self, wanted: bool) {
+        if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
+            data.cgroup_by_default = wanted;
+        }
+    }
+
+    /// What was lost so far, indexed by [`record::loss`].
+    pub fn losses(&self) -> [u64; loss::LOSSES] {
+        // Read as the kernel writes it, from other CPUs.
+        self.skel.maps.bss_data.as_deref().map_or([0; loss::LOSSES], |state| {
+            let at = &raw const state.losses;
+            // SAFETY: a live, aligned place; a torn reading of a single u64 does not happen on 64-bit machines.
+            unsafe { at.read_volatile() }
+        })
+    }
+
+    /// What became of each program, and what it has cost.
+    pub fn programs(&self) -> Vec<ProgramStats> {
+        let loaded: BTreeMap<_, _> =
+            self.skel.object().progs().map(|p| (p.name().to_string_lossy().into_owned(), p)).collect();
+        PROGRAMS
+            .iter()
+            .map(|program| {
+                let status = self.statuses.get(program.name).cloned().unwrap_or(Status::Off);
+                let run = loaded
+                    .get(program.name)
+                    .filter(|_| status == Status::Attached)
+                    .and_then(|p| stats::of(p.as_fd()).map_err(|e| tracing::warn!("{}: {e}", program.name)).ok());
+                ProgramStats { program, status, run }
+            })
+            .collect()
+    }
+
+    /// Whether this program runs, so that what it feeds is measured.
+    pub fn is_attached(&self, program: &str) -> bool {
+        self.statuses.get(program) == Some(&Status::Attached)
+    }
+
+    /// Whether the kernel measures run times for this monitor.
+    pub fn is_measuring(&self) -> bool {
+        self.measuring.is_some()
+    }
+}
+
+fn clone_pair((id, path): (&u64, &PathBuf)) -> (u64, PathBuf) {
+    (*id, path.clone())
+}
+
+/// A ring buffer that is emptied into a queue.
+fn queue<T: read::Plain + 'static>(map: &libbpf_rs::MapMut<'_>) -> Result<(RingBuffer<'static>, Queue<T>), Error> {
+    let queue = Queue::default();
+    let into = Rc::clone(&queue);
+    let mut builder = RingBufferBuilder::new();
+    builder
+        .add(map, move |bytes| {
+            into.borrow_mut().push(read::record(bytes));
+            0
+        })
+        .map_err(|e| Error::system("open a ring buffer", e))?;
+    let ring = builder.build().map_err(|e| Error::system("open a ring buffer", e))?;
+    Ok((ring, queue))
+}
+
+fn cgroup_event(event: &record::CgroupEvent) -> CgroupEvent {
+    if event.removed != 0 {
+        return CgroupEvent::Removed(event.id);
+    }
+    let path = event.path.get(..event.path_len as usize).filter(|path| !path.is_empty());
+    CgroupEvent::Made(event.id, path.map(|bytes| String::from_utf8_lossy(bytes).into_owned().into()))
+}
+
+fn run(link: &Link) -> Result<(), Error> {
+    drain(Iter::new(link).map_err(|e| Error::system("go through the sockets of all processes", e))?)
+}
+
+/// An iterator's program runs while it is read; it prints nothing.
+fn drain(mut iterator: impl std::io::Read) -> Result<(), Error> {
+    let mut unused = [0; 64];
+    loop {
+        match iterator.read(&mut unused) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(Error::system("go through the sockets", e)),
+        }
+    }
+}
+
+/// An iterator over the sockets of the calling thread's network namespace.
+fn create_iterator(link: &OwnedFd) -> Result<std::fs::File, Error> {
+    use std::os::fd::{AsRawFd as _, FromRawFd as _};
+    // SAFETY: takes a descriptor that is open, returns a new one or a negative errno.
+    let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) };
+    if fd < 0 {
+        let error = std::io::Error::from_raw_os_error(-fd);
+        return Err(Error::system("go through the sockets of a network namespace", error));
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}

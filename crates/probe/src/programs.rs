@@ -1,0 +1,148 @@
+//! THE table of BPF programs: one row each, and what became of it on this kernel.
+
+use std::fmt;
+
+use model::record::event;
+
+use crate::start::Options;
+
+/// One BPF program.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Name in the object, in metrics and in `tcptide doctor`.
+    pub name: &'static str,
+    /// Where it is attached, as libbpf writes it.
+    pub hook: &'static str,
+    /// What is lost without it.
+    pub feeds: &'static str,
+    /// Whether there is nothing to show without it.
+    pub required: bool,
+    needed: fn(&Options) -> bool,
+}
+
+impl Program {
+    /// Whether these options make use of it.
+    pub fn is_needed(&self, options: &Options) -> bool {
+        (self.needed)(options)
+    }
+
+    /// The tracepoint that it hangs on, if it does.
+    pub(crate) fn tracepoint(&self) -> Option<&'static str> {
+        self.hook.strip_prefix("tp_btf/")
+    }
+}
+
+/// Every program of the monitor.
+pub const PROGRAMS: &[Program] = &[
+    Program {
+        name: "lifecycle",
+        hook: "tp_btf/inet_sock_set_state",
+        feeds: "opened, established, closed and failed connections, connect latency, lifetime",
+        required: true,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "rtt",
+        hook: "tp_btf/tcp_probe",
+        feeds: "round-trip time distribution",
+        required: false,
+        needed: |options| options.follow && (options.totals || options.samples),
+    },
+    Program {
+        name: "retransmit",
+        hook: "tp_btf/tcp_retransmit_skb",
+        feeds: "retransmitted segments by kind",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "retransmit_synack",
+        hook: "tp_btf/tcp_retransmit_synack",
+        feeds: "retransmitted SYN-ACKs",
+        required: false,
+        needed: |options| options.totals,
+    },
+    Program {
+        name: "reset_sent",
+        hook: "tp_btf/tcp_send_reset",
+        feeds: "resets sent",
+        required: false,
+        needed: |options| options.totals || options.wants(event::EVENT_RESET),
+    },
+    Program {
+        name: "reset_received",
+        hook: "tp_btf/tcp_receive_reset",
+        feeds: "resets received",
+        required: false,
+        needed: |options| options.totals || options.wants(event::EVENT_RESET),
+    },
+    Program {
+        name: "cgroup_made",
+        hook: "tp_btf/cgroup_mkdir",
+        feeds: "names of containers that live for a moment",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "cgroup_removed",
+        hook: "tp_btf/cgroup_rmdir",
+        feeds: "the end of a container",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "adopt_files",
+        hook: "iter/task_file",
+        feeds: "connections that were there before, and their processes",
+        required: false,
+        needed: |_| true,
+    },
+    Program {
+        name: "adopt_namespace",
+        hook: "iter/tcp",
+        feeds: "connections that were there before and that no process holds",
+        required: false,
+        needed: |_| true,
+    },
+    Program {
+        name: "walk",
+        hook: "iter/bpf_sk_storage_map",
+        feeds: "live connections, states, totals of live connections",
+        required: true,
+        needed: |_| true,
+    },
+];
+
+/// What became of a program on this kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// It runs.
+    Attached,
+    /// This kernel has no such hook.
+    Unsupported(String),
+    /// The kernel has the hook and did not take the program.
+    Refused(String),
+    /// Nobody asked for what it feeds.
+    Off,
+}
+
+impl Status {
+    /// One word, as in the label of `tcptide_program_status`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Unsupported(_) => "unsupported",
+            Self::Refused(_) => "refused",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported(why) | Self::Refused(why) => write!(f, "{}: {why}", self.word()),
+            Self::Attached | Self::Off => f.write_str(self.word()),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What libbpf-cargo generates of `bpf/tcp.bpf.c`: the object, its maps and constants.
+#![allow(missing_docs, unreachable_pub, unused, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
+
+include!(concat!(env!("OUT_DIR"), "/tcp.skel.rs"));
+
+// The Rust records are made from the same header by the model crate: hold both to the same layout.
+macro_rules! same_layout {
+    ($($c:ident = $rust:ident),*) => {$(
+        const _: () = assert!(size_of::<types::$c>() == size_of::<model::record::$rust>());
+        const _: () = assert!(align_of::<types::$c>() == align_of::<model::record::$rust>());
+    )*};
+}
+same_layout!(connection = Connection, totals = Totals, counters = Counters);
