@@ -10,7 +10,10 @@
 //! * [`metrics`]: the table of every metric
 #![forbid(unsafe_code)]
 
+pub mod connection;
 pub mod container;
 pub mod filter;
 pub mod histogram;
+pub mod metrics;
 pub mod mountinfo;
+pub mod record;

@@ -1,0 +1,435 @@
+//! One connection as people and programs meet it: the object that every command and the API print.
+//!
+//! What was not measured is absent. `_us` numbers are whole microseconds, times RFC 3339 in UTC.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    container::Container,
+    filter::Subject,
+    histogram::{Histogram, Scale},
+    record::{self, direction, event, reason, retransmit},
+};
+
+/// What the kernel's monotonic clock showed at a known time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// The time.
+    pub at: Timestamp,
+    /// `CLOCK_MONOTONIC` at that time, ns.
+    pub monotonic_ns: u64,
+}
+
+impl Clock {
+    /// The time at which the monotonic clock showed this.
+    pub fn time(&self, monotonic_ns: u64) -> Timestamp {
+        let offset = i128::from(monotonic_ns) - i128::from(self.monotonic_ns);
+        Timestamp::from_nanosecond(self.at.as_nanosecond() + offset).unwrap_or(self.at)
+    }
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The first SYN was sent, or a passive connection came out of its listener.
+    Open,
+    /// The handshake is complete.
+    Established,
+    /// An established connection ended.
+    Close,
+    /// A connect ended without being established.
+    Fail,
+    /// A segment was sent again.
+    Retransmit,
+    /// A RST was sent or received.
+    Reset,
+}
+
+impl Event {
+    /// All of them, in the order of [`record::event`].
+    pub const ALL: [Self; event::EVENTS] =
+        [Self::Open, Self::Established, Self::Close, Self::Fail, Self::Retransmit, Self::Reset];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Established => "established",
+            Self::Close => "close",
+            Self::Fail => "fail",
+            Self::Retransmit => "retransmit",
+            Self::Reset => "reset",
+        }
+    }
+
+    /// Its bit in a set of events.
+    pub fn bit(self) -> u32 {
+        1 << (self as u32)
+    }
+}
+
+/// Who began the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// This side called `connect()`.
+    Active,
+    /// The peer did.
+    Passive,
+}
+
+impl Direction {
+    fn of(number: u8) -> Option<Self> {
+        match usize::from(number) {
+            direction::DIRECTION_ACTIVE => Some(Self::Active),
+            direction::DIRECTION_PASSIVE => Some(Self::Passive),
+            _ => None,
+        }
+    }
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Passive => "passive",
+        }
+    }
+}
+
+/// The names of TCP states by the kernel's numbers (`include/net/tcp_states.h`); `None`: no state, or none that a socket
+/// with an owner can be in.
+pub const STATE_NAMES: [Option<&str>; record::STATES] = [
+    None,
+    Some("established"),
+    Some("syn_sent"),
+    Some("syn_recv"),
+    Some("fin_wait1"),
+    Some("fin_wait2"),
+    Some("time_wait"),
+    Some("close"),
+    Some("close_wait"),
+    Some("last_ack"),
+    Some("listen"),
+    Some("closing"),
+    None,
+];
+
+/// The kernel's number of the LISTEN state.
+pub const LISTEN: u8 = 10;
+
+/// Why connections end, by [`record::reason`].
+pub const REASON_NAMES: [&str; reason::REASONS] = [
+    "normal",
+    "reset_sent",
+    "reset_received",
+    "timeout",
+    "refused",
+    "unreachable",
+    "canceled",
+    "address_unavailable",
+    "error",
+];
+
+/// Kinds of retransmission, by [`record::retransmit`].
+pub const RETRANSMIT_NAMES: [&str; retransmit::RETRANSMITS] = ["rto", "tlp", "fast", "syn", "synack"];
+
+/// Congestion avoidance states, by `enum tcp_ca_state`.
+const CA_STATE_NAMES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "loss"];
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Its id in the host's namespace.
+    pub pid: u32,
+    /// Its command name, 15 bytes at most.
+    pub comm: String,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// IPv4 inside IPv6 is IPv4.
+    pub address: IpAddr,
+    /// Absent before the kernel has chosen one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Segments sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Retransmits {
+    /// All: `tcp_sock.total_retrans`.
+    pub total: u32,
+    /// After the retransmission timer.
+    pub rto: u32,
+    /// Tail loss probes.
+    pub tlp: u32,
+    /// In recovery.
+    pub fast: u32,
+    /// SYNs.
+    pub syn: u32,
+    /// SYN-ACKs.
+    pub synack: u32,
+}
+
+/// Round-trip time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rtt {
+    /// Smoothed: `tcp_sock.srtt_us` / 8.
+    pub srtt_us: u32,
+    /// Windowed minimum: `tcp_sock.rtt_min`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_us: Option<u32>,
+    /// Mean deviation: `tcp_sock.mdev_us` / 4.
+    pub var_us: u32,
+    /// Of the segment that was acknowledged last: `tcp_sock.rack.rtt_us`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_us: Option<u32>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Close {
+    /// One of [`REASON_NAMES`].
+    pub reason: &'static str,
+    /// The socket's error, as in errno(3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<u16>,
+}
+
+/// What a connection had carried when it was adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Before {
+    /// Payload bytes sent, each once.
+    pub sent_bytes: u64,
+    /// Payload bytes acknowledged.
+    pub acked_bytes: u64,
+    /// Payload bytes received in order.
+    pub received_bytes: u64,
+    /// Segments sent.
+    pub segments_out: u32,
+    /// Segments received.
+    pub segments_in: u32,
+    /// Segments sent again.
+    pub retransmits: u32,
+}
+
+/// One connection at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Connection {
+    /// When this was so.
+    pub time: Timestamp,
+    /// What happened; absent where nothing did and somebody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<Event>,
+    /// Whether it was there before the monitor: counters run from the adoption, and when it opened is not known.
+    pub preexisting: bool,
+    /// Whose it is.
+    pub container: Arc<Container>,
+    /// The process that connected or that was seen to use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// Inode number of its network namespace.
+    pub netns: u32,
+    /// The socket's cookie, as `ss -e` shows it in hexadecimal.
+    pub cookie: u64,
+    /// Who began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// TCP state, one of [`STATE_NAMES`].
+    pub state: &'static str,
+    /// This end.
+    pub local: Endpoint,
+    /// The far end.
+    pub peer: Endpoint,
+    /// When the first SYN was sent, or the passive connection came into being.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opened_at: Option<Timestamp>,
+    /// From the first SYN to the completed handshake; active side only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_us: Option<u64>,
+    /// From the opening to the end, or to now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// Payload bytes sent, each once.
+    pub sent_bytes: u64,
+    /// Payload bytes that the peer acknowledged.
+    pub acked_bytes: u64,
+    /// Payload bytes received in order.
+    pub received_bytes: u64,
+    /// Segments sent, empty and repeated ones too.
+    pub segments_out: u32,
+    /// Segments received.
+    pub segments_in: u32,
+    /// Segments sent again.
+    pub retransmits: Retransmits,
+    /// Round-trip time; absent before the first sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt: Option<Rtt>,
+    /// Congestion window, segments.
+    pub cwnd: u32,
+    /// Segment size for sending, bytes.
+    pub mss: u32,
+    /// Congestion control.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
+    /// Congestion avoidance state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_state: Option<&'static str>,
+    /// Reordering that the connection reckons with, segments.
+    pub reordering: u32,
+    /// What a retransmit ([`RETRANSMIT_NAMES`]) or a reset (`sent`, `received`) was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close: Option<Close>,
+    /// What it had carried before it was adopted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Before>,
+    /// A listener's queues: connections that wait for `accept()`, and half-open ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Queues>,
+}
+
+/// A listener's queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Queues {
+    /// Established, not accepted: `sock.sk_ack_backlog`.
+    pub accept: u32,
+    /// Half-open: `request_sock_queue.qlen`.
+    pub syn: u32,
+}
+
+impl Connection {
+    /// What a record means. `container` is the owner that belongs to the record's cgroup. A record that is no event
+    /// is a row of a walk.
+    pub fn new(r: &record::Connection, clock: &Clock, container: Arc<Container>, is_event: bool) -> Self {
+        let flag = |flag: u8| r.flags & flag != 0;
+        let event = if is_event { Event::ALL.get(usize::from(r.event)).copied() } else { None };
+        let preexisting = flag(record::FLAG_PREEXISTING);
+        let [rto, tlp, fast, syn, synack] = r.since.retransmits_by_kind;
+        Self {
+            time: clock.time(r.time_ns),
+            event,
+            preexisting,
+            container,
+            process: (r.pid != 0).then(|| Process { pid: r.pid, comm: text(&r.comm) }),
+            netns: r.netns,
+            cookie: r.cookie,
+            direction: Direction::of(r.direction),
+            state: STATE_NAMES.get(usize::from(r.state)).copied().flatten().unwrap_or("unknown"),
+            local: local(r),
+            peer: peer(r),
+            opened_at: (r.opened_ns != 0).then(|| clock.time(r.opened_ns)),
+            connect_us: connect_us(r),
+            duration_us: (r.opened_ns != 0).then(|| r.time_ns.saturating_sub(r.opened_ns) / 1000),
+            sent_bytes: r.since.sent_bytes,
+            acked_bytes: r.since.acked_bytes,
+            received_bytes: r.since.received_bytes,
+            segments_out: r.since.segments_out,
+            segments_in: r.since.segments_in,
+            retransmits: Retransmits { total: r.since.retransmits, rto, tlp, fast, syn, synack },
+            rtt: rtt(r),
+            cwnd: r.cwnd,
+            mss: r.mss,
+            congestion: Some(text(&r.congestion)).filter(|name| !name.is_empty()),
+            ca_state: CA_STATE_NAMES.get(usize::from(r.ca_state)).copied(),
+            reordering: r.reordering,
+            kind: event.and_then(|event| kind(event, r.detail)),
+            close: close(r, event),
+            before: preexisting.then_some(Before {
+                sent_bytes: r.before.sent_bytes,
+                acked_bytes: r.before.acked_bytes,
+                received_bytes: r.before.received_bytes,
+                segments_out: r.before.segments_out,
+                segments_in: r.before.segments_in,
+                retransmits: r.before.retransmits,
+            }),
+            queues: (r.state == LISTEN).then_some(Queues { accept: r.accept_queue, syn: r.syn_queue }),
+        }
+    }
+}
+
+/// What a filter looks at in a record.
+pub fn subject<'a>(r: &record::Connection, container: &'a Container) -> Subject<'a> {
+    Subject {
+        container_name: Some(&container.name),
+        container_id: container.id.as_deref(),
+        pod: container.pod.as_deref(),
+        namespace: container.namespace.as_deref(),
+        cgroup_id: Some(r.cgroup_id),
+        cgroup_path: container.cgroup_path.as_deref(),
+        pid: (r.pid != 0).then_some(r.pid),
+        local_port: (r.local_port != 0).then_some(r.local_port),
+        peer_port: (r.peer_port != 0).then_some(r.peer_port),
+        peer_addr: Some(address(&r.peer_address)),
+    }
+}
+
+/// This end of a record's connection.
+pub fn local(r: &record::Connection) -> Endpoint {
+    Endpoint { address: address(&r.local_address), port: (r.local_port != 0).then_some(r.local_port) }
+}
+
+/// The far end of a record's connection.
+pub fn peer(r: &record::Connection) -> Endpoint {
+    Endpoint { address: address(&r.peer_address), port: (r.peer_port != 0).then_some(r.peer_port) }
+}
+
+/// From the first SYN to the completed handshake, for a connection that this side began.
+pub fn connect_us(r: &record::Connection) -> Option<u64> {
+    let active = Direction::of(r.direction) == Some(Direction::Active);
+    (active && r.opened_ns != 0 && r.established_ns != 0)
+        .then(|| r.established_ns.saturating_sub(r.opened_ns) / 1000)
+}
+
+/// Round-trip time, if there has been a sample.
+pub fn rtt(r: &record::Connection) -> Option<Rtt> {
+    let known = |us: u32| (us != 0 && us != u32::MAX).then_some(us);
+    known(r.srtt_us).map(|srtt_us| Rtt {
+        srtt_us,
+        min_us: known(r.min_rtt_us),
+        var_us: r.rttvar_us,
+        last_us: known(r.last_rtt_us),
+    })
+}
+
+/// The RTT samples that a record carries.
+pub fn rtt_samples(r: &record::Connection) -> Option<Histogram> {
+    (r.flags & record::FLAG_SAMPLES != 0)
+        .then(|| Histogram::from_counts(&Scale::RTT, r.rtt_samples.map(u64::from), r.rtt_sum_us))
+}
+
+fn close(r: &record::Connection, event: Option<Event>) -> Option<Close> {
+    matches!(event, Some(Event::Close | Event::Fail)).then(|| Close {
+        reason: REASON_NAMES.get(usize::from(r.reason)).copied().unwrap_or("error"),
+        errno: (r.error != 0).then_some(r.error),
+    })
+}
+
+fn kind(event: Event, detail: u8) -> Option<&'static str> {
+    match event {
+        Event::Retransmit => RETRANSMIT_NAMES.get(usize::from(detail)).copied(),
+        Event::Reset if detail == 1 => Some("sent"),
+        Event::Reset => Some("received"),
+        _ => None,
+    }
+}
+
+fn address(bytes: &[u8; 16]) -> IpAddr {
+    IpAddr::from(Ipv6Addr::from(*bytes)).to_canonical()
+}
+
+/// A C string in a field of fixed length.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

@@ -1,0 +1,321 @@
+//! THE table of metrics: name, type, unit, labels, help, source, and how each is read.
+//!
+//! One more metric of a container is a field in `record.h`, a line in a hook, and a row here. Prometheus output and
+//! `docs/metrics.md` follow. The table names every field of [`Totals`]: one without a row does not compile.
+
+use std::fmt::Write as _;
+
+use crate::{
+    connection::{REASON_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
+    histogram::{Histogram, Scale},
+    record::Totals,
+};
+
+/// The Prometheus type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, while a container lives.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Classic buckets, whose bounds are powers of two of a second.
+    Histogram,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A label with its values, by the index of the reading; `None`: cannot occur.
+#[derive(Clone, Copy, Debug)]
+pub struct Label {
+    /// Its name.
+    pub name: &'static str,
+    /// Its values.
+    pub values: &'static [Option<&'static str>],
+}
+
+/// What a row reads.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// A number.
+    One(u64),
+    /// A number for each value of the label.
+    Each(Vec<u64>),
+    /// A distribution, in microseconds.
+    Distribution(Histogram),
+}
+
+/// A metric of a container.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its whole name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// The label that it has beside `container pod namespace`.
+    pub label: Option<Label>,
+    /// What it counts, and its unit.
+    pub help: &'static str,
+    /// Where the kernel keeps it.
+    pub source: &'static str,
+    /// The BPF program that feeds it: where that does not run, the metric is absent.
+    pub program: &'static str,
+    /// Reads it. Connections by state hold for the walk with that number only.
+    pub read: fn(&Totals, walk: u32) -> Reading,
+}
+
+/// The labels that every metric of a container has.
+pub const OWNER_LABELS: [&str; 3] = ["container", "pod", "namespace"];
+
+macro_rules! table {
+    ($($name:literal $kind:ident $([$label:expr])? { help: $help:literal, source: $source:literal,
+        program: $program:literal, fields: [$($field:ident),+], read: $read:expr })*) => {
+        /// One row for each metric of a container.
+        pub const METRICS: &[Metric] = &[$(Metric {
+            name: $name, kind: Kind::$kind, label: table!(@label $($label)?), help: $help, source: $source,
+            program: $program, read: $read,
+        }),*];
+
+        /// Fails to compile when a field of the record has no row.
+        const _: fn(&Totals) = |totals| { let Totals { $($($field: _),+),* } = totals; };
+    };
+    (@label) => { None };
+    (@label $label:expr) => { Some($label) };
+}
+
+table! {
+    "tcptide_rtt_seconds" Histogram {
+        help: "Round-trip times: at most one sample a round trip, and one a millisecond, of each connection.",
+        source: "tcp_sock.rack.rtt_us (without SACK: srtt_us), when tcp_sock.rtt_seq moved",
+        program: "rtt", fields: [rtt, rtt_sum_us],
+        read: |t, _| distribution(&Scale::RTT, &t.rtt, t.rtt_sum_us)
+    }
+    "tcptide_connect_duration_seconds" Histogram {
+        help: "From the first SYN to the completed handshake, of connections this container began.",
+        source: "inet_sock_set_state: SYN_SENT to ESTABLISHED",
+        program: "lifecycle", fields: [connect, connect_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.connect, t.connect_sum_us)
+    }
+    "tcptide_connection_duration_seconds" Histogram {
+        help: "From opening to end, of connections that ended and were seen to open.",
+        source: "inet_sock_set_state",
+        program: "lifecycle", fields: [lifetime, lifetime_sum_us],
+        read: |t, _| distribution(&Scale::LIFETIME, &t.lifetime, t.lifetime_sum_us)
+    }
+    "tcptide_connections" Gauge [Label { name: "state", values: &COUNTED_STATES }] {
+        help: "Sockets by TCP state; syn_recv is what waits half-open at listeners. TIME_WAIT has no owner.",
+        source: "walk of the sockets; request_sock_queue.qlen",
+        program: "walk", fields: [connections, walk],
+        read: |t, walk| Reading::Each(t.connections.iter().map(|&n| if t.walk == walk { n.into() } else { 0 }).collect())
+    }
+    "tcptide_opened_total" Counter [Label { name: "direction", values: &DIRECTIONS }] {
+        help: "Connections opened: a SYN sent (active), or a handshake completed at a listener (passive).",
+        source: "inet_sock_set_state",
+        program: "lifecycle", fields: [opened], read: |t, _| Reading::Each(t.opened.to_vec())
+    }
+    "tcptide_closed_total" Counter [Label { name: "reason", values: &CLOSE_REASONS }] {
+        help: "Established connections that ended.",
+        source: "inet_sock_set_state: to CLOSE, with sock.sk_err",
+        program: "lifecycle", fields: [closed], read: |t, _| Reading::Each(t.closed.to_vec())
+    }
+    "tcptide_connect_failures_total" Counter [Label { name: "reason", values: &FAIL_REASONS }] {
+        help: "Connects that ended without being established; canceled: closed by the application itself.",
+        source: "inet_sock_set_state: SYN_SENT to CLOSE, with sock.sk_err",
+        program: "lifecycle", fields: [connect_failures], read: |t, _| Reading::Each(t.connect_failures.to_vec())
+    }
+    "tcptide_sent_bytes_total" Counter {
+        help: "Payload bytes sent, each once: without retransmissions, SYN and FIN.",
+        source: "tcp_sock.bytes_sent - bytes_retrans",
+        program: "walk", fields: [sent_bytes], read: |t, _| Reading::One(t.sent_bytes)
+    }
+    "tcptide_acked_bytes_total" Counter {
+        help: "Payload bytes that peers acknowledged.",
+        source: "tcp_sock.bytes_acked, without SYN and FIN",
+        program: "walk", fields: [acked_bytes], read: |t, _| Reading::One(t.acked_bytes)
+    }
+    "tcptide_received_bytes_total" Counter {
+        help: "Payload bytes received in order, read by the application or not.",
+        source: "tcp_sock.bytes_received, without the FIN",
+        program: "walk", fields: [received_bytes], read: |t, _| Reading::One(t.received_bytes)
+    }
+    "tcptide_sent_segments_total" Counter {
+        help: "Segments sent, empty and repeated ones too.",
+        source: "tcp_sock.segs_out",
+        program: "walk", fields: [sent_segments], read: |t, _| Reading::One(t.sent_segments)
+    }
+    "tcptide_received_segments_total" Counter {
+        help: "Segments received.",
+        source: "tcp_sock.segs_in",
+        program: "walk", fields: [received_segments], read: |t, _| Reading::One(t.received_segments)
+    }
+    "tcptide_retransmitted_segments_total" Counter [Label { name: "kind", values: &RETRANSMITS }] {
+        help: "Segments sent again: timer (rto), tail loss probe (tlp), recovery (fast), handshake (syn, synack).",
+        source: "tcp_retransmit_skb, tcp_retransmit_synack; tcp_sock.total_retrans",
+        program: "retransmit", fields: [retransmitted_segments],
+        read: |t, _| Reading::Each(t.retransmitted_segments.to_vec())
+    }
+    "tcptide_resets_total" Counter [Label { name: "direction", values: &[Some("sent"), Some("received")] }] {
+        help: "RSTs sent and received. One sent for no socket, such as to a closed port, is ~unattributed.",
+        source: "tcp_send_reset, tcp_receive_reset",
+        program: "reset_sent", fields: [resets], read: |t, _| Reading::Each(t.resets.to_vec())
+    }
+}
+
+fn distribution(scale: &'static Scale, counts: &[u64], sum_us: u64) -> Reading {
+    Reading::Distribution(Histogram::from_counts(scale, counts.iter().copied(), sum_us))
+}
+
+const DIRECTIONS: [Option<&str>; 3] = [None, Some("active"), Some("passive")];
+
+const COUNTED_STATES: [Option<&str>; STATE_NAMES.len()] = {
+    let mut states = STATE_NAMES;
+    states[6] = None; // TIME_WAIT: no full socket
+    states[7] = None; // CLOSE: no connection
+    states
+};
+
+const CLOSE_REASONS: [Option<&str>; REASON_NAMES.len()] = only(&[0, 1, 2, 3, 5, 8]);
+const FAIL_REASONS: [Option<&str>; REASON_NAMES.len()] = only(&[2, 3, 4, 5, 6, 7, 8]);
+
+/// The reasons that can occur.
+const fn only(which: &[usize]) -> [Option<&'static str>; REASON_NAMES.len()] {
+    let mut reasons = [None; REASON_NAMES.len()];
+    let mut i = 0;
+    while i < which.len() {
+        reasons[which[i]] = Some(REASON_NAMES[which[i]]);
+        i += 1;
+    }
+    reasons
+}
+
+const RETRANSMITS: [Option<&str>; RETRANSMIT_NAMES.len()] = {
+    let mut kinds = [None; RETRANSMIT_NAMES.len()];
+    let mut i = 0;
+    while i < kinds.len() {
+        kinds[i] = Some(RETRANSMIT_NAMES[i]);
+        i += 1;
+    }
+    kinds
+};
+
+/// A metric that the agent has of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnMetric {
+    /// Its whole name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it says, and its unit.
+    pub help: &'static str,
+}
+
+macro_rules! own {
+    ($($id:ident $name:literal $kind:ident [$($label:literal),*] $help:literal)*) => {
+        $(#[doc = $help]
+        pub const $id: OwnMetric =
+            OwnMetric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+        /// One row for each metric that the agent has of itself.
+        pub const OWN_METRICS: &[OwnMetric] = &[$($id),*];
+    };
+}
+
+own! {
+    CONTAINER_INFO "tcptide_container_info" Gauge
+        ["container", "pod", "namespace", "id", "runtime", "image", "cgroup_id", "cgroup_path"]
+        "Always 1: how each cgroup with connections was identified."
+    BUILD_INFO "tcptide_build_info" Gauge ["version", "kernel"]
+        "Always 1: the version of tcptide, and the kernel it runs on."
+    PROGRAM_STATUS "tcptide_program_status" Gauge ["program", "status"]
+        "Always 1: what became of each BPF program: attached, unsupported, refused, off."
+    PROGRAM_RUN_SECONDS "tcptide_program_run_seconds_total" Counter ["program"]
+        "Time spent in each BPF program; absent where the kernel does not measure it."
+    PROGRAM_RUNS "tcptide_program_runs_total" Counter ["program"]
+        "Runs of each BPF program; absent where the kernel does not measure it."
+    PROGRAM_MISSES "tcptide_program_misses_total" Counter ["program"]
+        "Runs that did not happen because the program was running on that CPU already: lost signals."
+    EVENTS_LOST "tcptide_events_lost_total" Counter ["reason"]
+        "Events that found no room: connection_buffer_full, cgroup_buffer_full."
+    STORAGE_FAILURES "tcptide_storage_failures_total" Counter []
+        "Sockets that could not be given a gauge, for want of memory: they are in no figure."
+    UNATTRIBUTED "tcptide_unattributed_sockets_total" Counter []
+        "Sockets whose owner could not be established: they are counted under ~unattributed."
+    FOLDED "tcptide_folded_series" Gauge []
+        "Cgroups without totals of their own, for want of room: they are counted under ~other."
+    WALK_SECONDS "tcptide_walk_duration_seconds" Gauge []
+        "How long the kernel took for this scrape's walk over all sockets."
+    WALK_SOCKETS "tcptide_walk_sockets" Gauge []
+        "Sockets that this scrape's walk looked at."
+}
+
+/// `docs/metrics.md`.
+pub fn document() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         Generated from `crates/model/src/metrics.rs`. All are served by `tcptide agent` at `/metrics`.\n\n\
+         A metric is absent where the BPF program that feeds it does not run: see `tcptide doctor`. Counters begin when \
+         the agent starts, and end a grace period after their container is gone. Bounds of buckets are powers of two of \
+         a second.\n\n\
+         ## Of containers\n\nEach has the labels `container`, `pod` and `namespace`; the last two are empty outside \
+         Kubernetes.\n\n\
+         | metric | type | further label | meaning | read from |\n|---|---|---|---|---|\n",
+    );
+    for Metric { name, kind, label, help, source, .. } in METRICS {
+        let label = label.map_or(String::new(), |label| {
+            let values: Vec<_> = label.values.iter().flatten().copied().collect();
+            format!("`{}`: {}", label.name, values.join(", "))
+        });
+        let _ = writeln!(page, "| `{name}` | {} | {label} | {help} | {source} |", kind.name());
+    }
+    page.push_str("\n## Of tcptide itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for OwnMetric { name, kind, labels, help } in OWN_METRICS {
+        let _ = writeln!(page, "| `{name}` | {} | {} | {help} |", kind.name(), labels.join(", "));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reading_fits_its_label() {
+        for metric in METRICS {
+            match (metric.read)(&Totals::default(), 0) {
+                Reading::Each(values) => {
+                    let label = metric.label.expect("a label for each value");
+                    assert_eq!(values.len(), label.values.len(), "{}", metric.name);
+                }
+                Reading::One(_) | Reading::Distribution(_) => assert!(metric.label.is_none(), "{}", metric.name),
+            }
+        }
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for (name, kind) in
+            METRICS.iter().map(|m| (m.name, m.kind)).chain(OWN_METRICS.iter().map(|m| (m.name, m.kind)))
+        {
+            assert!(name.starts_with("tcptide_"), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+        }
+    }
+
+    /// `make docs` writes it anew.
+    #[test]
+    fn the_document_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        if std::env::var_os("TCPTIDE_WRITE_DOCS").is_some() {
+            std::fs::write(path, document()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), document(), "run `make docs`");
+    }
+}
