@@ -39,7 +39,7 @@ fn translate(header: &str) -> Result<String, Box<dyn Error>> {
             if let Some((name, value)) = rest.split_once(' ') {
                 let kind = match name {
                     _ if name.starts_with("CGROUP_") && name != "CGROUP_PATH_LEN" => "u64",
-                    _ if name.starts_with("FLAG_") => "u8",
+                    _ if name.starts_with("FLAG_") || name.starts_with("WANTED") => "u8",
                     _ => "usize",
                 };
                 writeln!(out, "#[doc = {doc:?}]\npub const {name}: {kind} = {value};")?;

@@ -361,12 +361,15 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 
 #define CGROUP_DEPTH 16
 
+/* The nearest cgroup upwards that something was said of decides. */
 static __always_inline bool wants_cgroup(struct sock *sk, __u64 id)
 {
 	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
 	__u8 *wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
 
-	for (int i = 0; !wanted && cgroup && !owner_by_task && i < CGROUP_DEPTH; i++) {
+	if (wanted)
+		return *wanted & WANTED;
+	for (int i = 0; cgroup && !owner_by_task && i < CGROUP_DEPTH; i++) {
 		struct cgroup_subsys_state *parent = BPF_CORE_READ(cgroup, self.parent);
 
 		cgroup = parent ? BPF_CORE_READ(parent, cgroup) : NULL;
@@ -374,8 +377,10 @@ static __always_inline bool wants_cgroup(struct sock *sk, __u64 id)
 			break;
 		id = BPF_CORE_READ(cgroup, kn, id);
 		wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
+		if (wanted && !(*wanted & WANTED_ALONE))
+			return *wanted & WANTED;
 	}
-	return wanted ? *wanted : cgroup_by_default;
+	return cgroup_by_default;
 }
 
 static __always_inline bool wants_ports(__u16 local, __u16 peer)

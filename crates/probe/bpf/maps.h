@@ -80,7 +80,7 @@ struct {
 	__type(value, struct connection);
 } walked SEC(".maps");
 
-/* Whether a cgroup and what lies below it is asked for: 1 yes, 0 no. The nearest one upwards decides. */
+/* Whether a cgroup, and what lies below it, is asked for: WANTED bits. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -116,6 +116,11 @@ enum loss {
 	LOSSES,
 };
 
+/* In wanted_cgroups: connections of this cgroup are asked for; without it they are not. */
+#define WANTED 1
+/* In wanted_cgroups: this says nothing of the cgroups below. */
+#define WANTED_ALONE 2
+
 /* The connection was there before the monitor was; its counters run from the adoption. */
 #define FLAG_PREEXISTING 1
 /* The record carries the RTT samples since the last one. */

@@ -211,13 +211,14 @@ impl Monitor {
         }
     }
 
-    /// Says whether connections of a cgroup, and of those below it that nothing was said of, are asked for. Needs
-    /// [`Options::filter_cgroups`].
-    pub fn want_cgroup(&self, cgroup: u64, wanted: bool) -> Result<(), Error> {
+    /// Says whether connections of a cgroup are asked for, and, unless it is said of this one alone, of those below it
+    /// that nothing was said of. Needs [`Options::filter_cgroups`].
+    pub fn want_cgroup(&self, cgroup: u64, wanted: bool, alone: bool) -> Result<(), Error> {
+        let value = u8::from(wanted) * record::WANTED | u8::from(alone) * record::WANTED_ALONE;
         self.skel
             .maps
             .wanted_cgroups
-            .update(&cgroup.to_ne_bytes(), &[wanted.into()], MapFlags::ANY)
+            .update(&cgroup.to_ne_bytes(), &[value], MapFlags::ANY)
             .map_err(|e| Error::system("filter by cgroup", e))
     }
 

@@ -7,7 +7,7 @@ use super::path::Step;
 use super::{Runtime, Verdict};
 
 pub(super) fn verdict(step: &Step) -> Option<Verdict> {
-    if step.name == "lxc.monitor" || step.name.starts_with("lxc.monitor.") {
+    if step.parent() == "lxc.monitor" || step.name.starts_with("lxc.monitor.") {
         return Some(Verdict::Monitor);
     }
     let name = match step.parent() {

@@ -7,40 +7,59 @@ use super::path::{Step, unescape_unit};
 use super::{Runtime, Verdict};
 
 pub(super) fn verdict(step: &Step) -> Option<Verdict> {
-    if step.name == "payload" {
-        return payload(step.parent());
+    match step.name {
+        "payload" => return payload(step.parent()),
+        "supervisor" => return machine(step.parent()).map(|_| Verdict::Monitor),
+        _ => {}
     }
-    let machine = machine(step.name)?;
+    if let Some(name) = libvirt_lxc(step.name) {
+        return Some(Verdict::by_name(Runtime::Lxc, name));
+    }
+    let name = machine(step.name)?;
     match step.below {
         // The container, if this is the way to it, begins one step further down.
-        Some("payload") => None,
-        _ => Some(machine),
+        Some("supervisor" | "payload") => None,
+        _ => Some(Verdict::by_name(Runtime::Nspawn, name)),
     }
 }
 
 /// The container in `payload`, named by the unit around it.
 fn payload(parent: &str) -> Option<Verdict> {
-    if let Some(machine) = machine(parent) {
-        return Some(machine);
+    if let Some(name) = machine(parent) {
+        return Some(Verdict::by_name(Runtime::Nspawn, name));
     }
     let name = match parent {
         "" => "payload",
         unit => unit.strip_suffix(".service").or_else(|| unit.strip_suffix(".scope"))?,
     };
-    Some(Verdict::Container { runtime: Runtime::Nspawn, id: None, name: unescape_unit(name), pod_uid: None })
+    let name = unescape_unit(name);
+    let pod_uid = None;
+    (!name.is_empty()).then_some(Verdict::Container { runtime: Runtime::Nspawn, id: None, name, pod_uid })
 }
 
-/// The machine that a unit was made for. Libvirt registers `qemu-<n>-<name>`, a virtual machine and no
-/// container, and `lxc-<n>-<name>`.
-fn machine(unit: &str) -> Option<Verdict> {
-    let template = || unit.strip_prefix("systemd-nspawn@")?.strip_suffix(".service");
-    let scope = || unit.strip_prefix("machine-")?.strip_suffix(".scope");
-    let name = unescape_unit(template().or_else(scope)?);
-    if name.is_empty() || name.starts_with("qemu-") {
-        return None;
-    }
-    match name.strip_prefix("lxc-").and_then(|rest| rest.split_once('-')) {
-        Some((_, name)) if !name.is_empty() => Some(Verdict::by_name(Runtime::Lxc, name.to_owned())),
-        _ => Some(Verdict::by_name(Runtime::Nspawn, name)),
-    }
+/// The name of the nspawn machine that a unit was made for.
+fn machine(unit: &str) -> Option<String> {
+    let template = unit.strip_prefix("systemd-nspawn@").and_then(|rest| rest.strip_suffix(".service"));
+    let name = template.map(unescape_unit).or_else(|| registered(unit))?;
+    (!name.is_empty()).then_some(name)
+}
+
+/// The name in `machine-<name>.scope`, unless libvirt registered it, as `<driver>-<number>-<name>`: a
+/// virtual machine (`qemu`) is no container, and one of its LXC driver is not nspawn's.
+fn registered(unit: &str) -> Option<String> {
+    let name = scope(unit)?;
+    let libvirt = name.starts_with("qemu-") || libvirt_lxc(unit).is_some();
+    (!libvirt).then_some(name)
+}
+
+/// The name of a container that libvirt's LXC driver made.
+fn libvirt_lxc(unit: &str) -> Option<String> {
+    let machine = scope(unit)?;
+    let (number, name) = machine.strip_prefix("lxc-")?.split_once('-')?;
+    let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (numbered && !name.is_empty()).then(|| name.to_owned())
+}
+
+fn scope(unit: &str) -> Option<String> {
+    Some(unescape_unit(unit.strip_prefix("machine-")?.strip_suffix(".scope")?))
 }

@@ -1,0 +1,292 @@
+//! The command line: what can be asked, and how.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::{
+    connection::Event,
+    filter::{CgroupRef, Filter, List, Pattern},
+};
+
+use crate::output::format::Format;
+
+/// Per-container TCP monitoring for Linux with eBPF.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Connections as they open, fail and close, with times and bytes
+    Trace(TraceArgs),
+    /// How long connections take to be established, one by one and as a distribution
+    Connlat(ConnlatArgs),
+    /// Distribution of round-trip times, by container, peer, port or edge
+    Rtt(RttArgs),
+    /// Live connections
+    Conns(ConnsArgs),
+    /// Sockets by container and TCP state
+    States(LookArgs),
+    /// How every cgroup was identified, and from what
+    Containers(ContainersArgs),
+    /// The daemon: Prometheus metrics over HTTP
+    Agent(AgentArgs),
+    /// What this kernel and these privileges allow, program by program
+    Doctor(DoctorArgs),
+}
+
+/// Which connections.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct FilterArgs {
+    /// Containers by name (with *), or by the beginning of their id
+    #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
+    container: Option<List<Pattern>>,
+    /// Kubernetes pods by name (with *)
+    #[arg(long, value_name = "NAMES")]
+    pod: Option<List<Pattern>>,
+    /// Kubernetes namespaces by name (with *)
+    #[arg(long, value_name = "NAMES")]
+    namespace: Option<List<Pattern>>,
+    /// Cgroups by path, with all below it, or by id
+    #[arg(long, value_name = "PATHS")]
+    cgroup: Option<List<CgroupRef>>,
+    /// Processes by id
+    #[arg(long, value_name = "PIDS")]
+    pid: Option<List<u32>>,
+    /// Ports of either end
+    #[arg(long, value_name = "PORTS")]
+    port: Option<List<u16>>,
+    /// Addresses of the far end, as networks: 10.0.0.0/8,!10.1.0.0/16
+    #[arg(long, value_name = "CIDRS")]
+    peer: Option<List<ipnet::IpNet>>,
+}
+
+impl FilterArgs {
+    pub(crate) fn filter(&self) -> Filter {
+        let this = self.clone();
+        Filter {
+            container: this.container.unwrap_or_default(),
+            pod: this.pod.unwrap_or_default(),
+            namespace: this.namespace.unwrap_or_default(),
+            cgroup: this.cgroup.unwrap_or_default(),
+            pid: this.pid.unwrap_or_default(),
+            port: this.port.unwrap_or_default(),
+            peer: this.peer.unwrap_or_default(),
+        }
+    }
+}
+
+/// How to print, and whom to ask for names.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// How to print; streams print one JSON object a line
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) runtimes: RuntimeArgs,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RuntimeArgs {
+    /// Socket of a Docker or Podman API to ask for names, instead of the usual ones; may be repeated
+    #[arg(long = "runtime-socket", value_name = "PATH")]
+    pub(crate) sockets: Vec<PathBuf>,
+}
+
+/// How long a stream runs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StreamArgs {
+    /// End after this time, such as 10s, 500ms, 2m; without it, Ctrl-C ends it
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Room for events between two looks at them, MiB (a power of two)
+    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
+    pub(crate) buffer: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Which events, a list: open,established,close,fail,retransmit,reset
+    #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
+          default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
+    events: Vec<EventArg>,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl TraceArgs {
+    pub(crate) fn events(&self) -> u32 {
+        self.events.iter().fold(0, |set, event| set | event.event().bit())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EventArg {
+    Open,
+    Established,
+    Close,
+    Fail,
+    Retransmit,
+    Reset,
+}
+
+impl EventArg {
+    fn event(self) -> Event {
+        match self {
+            Self::Open => Event::Open,
+            Self::Established => Event::Established,
+            Self::Close => Event::Close,
+            Self::Fail => Event::Fail,
+            Self::Retransmit => Event::Retransmit,
+            Self::Reset => Event::Reset,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnlatArgs {
+    /// Only connections that took at least this long, such as 10ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) min: Option<Duration>,
+    /// Show the distribution this often, instead of each connection
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) interval: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// What one distribution is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum By {
+    /// The container
+    Container,
+    /// The far end's address
+    Peer,
+    /// The service's port: the far end's of a connection that this side began, else this side's
+    Port,
+    /// Container, direction, far end's address and service's port
+    Edge,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RttArgs {
+    /// What one distribution is about
+    #[arg(long, value_enum, default_value_t = By::Container)]
+    pub(crate) by: By,
+    /// Show the distributions this often [default on a terminal: 2s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) interval: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LookArgs {
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnsArgs {
+    /// Listening sockets too
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainersArgs {
+    /// Every cgroup, not only containers
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Where to serve; [::]:9836 is every address of this host
+    #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
+    pub(crate) listen: SocketAddr,
+    /// How long the series of a removed container stay
+    #[arg(long = "metrics.grace", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub(crate) grace: Duration,
+    /// Most cgroups with series of their own; the rest is ~other
+    #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_cgroups: u32,
+    /// Do not have the kernel measure the run time of the BPF programs (it costs some 80 ns a run)
+    #[arg(long = "no-program-stats")]
+    pub(crate) no_program_stats: bool,
+    #[command(flatten)]
+    pub(crate) runtimes: RuntimeArgs,
+}
+
+/// `10s`, `1m30s`, `500ms`, or plain seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = "a time such as 500ms, 10s, 1m30s or 2h";
+    let parsed: jiff::SignedDuration = text
+        .parse()
+        .or_else(|_| text.parse::<u32>().map(|s| jiff::SignedDuration::from_secs(s.into())))
+        .map_err(|_| format!("not {expected}"))?;
+    match Duration::try_from(parsed) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(format!("must be more than nothing: {expected}")),
+    }
+}
+
+fn buffer(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(mib) if mib.is_power_of_two() && mib <= 1024 => Ok(mib),
+        _ => Err("must be a power of two from 1 to 1024".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("3"), Ok(Duration::from_secs(3)));
+        for bad in ["", "0", "0s", "-1s", "abc", "10 parsecs", "99999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

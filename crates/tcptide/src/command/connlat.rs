@@ -1,0 +1,169 @@
+//! `tcptide connlat`: how long connections take to be established.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use model::{
+    connection::{Connection, Event, connect_us},
+    container::Container,
+    histogram::{Histogram, Scale},
+};
+use probe::Options;
+use serde::Serialize;
+
+use super::{conns::process, endpoint, owner};
+use crate::{
+    args::ConnlatArgs,
+    output::{
+        bars::bars,
+        format::Format,
+        style::Role,
+        table::{Cell, Column, Stream},
+        units,
+        writer::{Output, Screen},
+    },
+    session::{Session, connection},
+};
+
+const COLUMNS: &[Column] = &[
+    Column::left("TIME").width(12),
+    Column::left("CONTAINER").width(20).shrinks_to(10),
+    Column::left("PROCESS").width(16).shrinks_to(7).rank(2),
+    Column::left("LOCAL").width(21).shrinks_to(12).rank(3),
+    Column::left("PEER").width(21).shrinks_to(12),
+    Column::right("LATENCY").width(8),
+    Column::left("RESULT").width(8),
+    Column::right("SYN RETRANS").width(11).wide_only(),
+];
+
+/// What the connects of one container came to.
+#[derive(Serialize)]
+struct Distribution {
+    time: Timestamp,
+    summary: bool,
+    container: Arc<Container>,
+    connect: Histogram,
+    failures: BTreeMap<&'static str, u64>,
+}
+
+/// Both the connections of now and of the whole run.
+#[derive(Default)]
+struct Tally(BTreeMap<u64, (Arc<Container>, Histogram, BTreeMap<&'static str, u64>)>);
+
+impl Tally {
+    fn of(&mut self, container: &Arc<Container>) -> &mut (Arc<Container>, Histogram, BTreeMap<&'static str, u64>) {
+        self.0.entry(container.cgroup_id).or_insert_with(|| {
+            (Arc::clone(container), Histogram::new(&Scale::CONNECT), BTreeMap::new())
+        })
+    }
+
+    fn print(&self, out: &mut Output, format: Format, screen: &Screen, summary: bool) -> anyhow::Result<()> {
+        for (container, connect, failures) in self.0.values() {
+            match format.encoding() {
+                Some(encoding) => encoding.item(
+                    out,
+                    &Distribution {
+                        time: Timestamp::now(),
+                        summary,
+                        container: Arc::clone(container),
+                        connect: connect.clone(),
+                        failures: failures.clone(),
+                    },
+                )?,
+                None => {
+                    writeln!(out)?;
+                    write!(out, "{}", bars(&format!("{}: connect latency", owner(container)), connect, screen))?;
+                    if !failures.is_empty() {
+                        let list: Vec<_> = failures.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+                        writeln!(out, "failed: {}", list.join(", "))?;
+                    }
+                }
+            }
+        }
+        if self.0.is_empty() && format.encoding().is_none() {
+            writeln!(out, "no connection was made")?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
+    let options = Options {
+        events: Event::Established.bit() | Event::Fail.bit(),
+        buffer: args.stream.buffer << 20,
+        ..Options::default()
+    };
+    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let zone = TimeZone::system();
+    let format = args.output.output;
+    let screen = Screen::detect();
+    let stream = Stream::new(COLUMNS, format.is_wide(), screen);
+    let out = RefCell::new(Output::stdout());
+    let (whole, recent) = (RefCell::new(Tally::default()), RefCell::new(Tally::default()));
+    let mut last = Instant::now();
+    session.announce();
+    if format.encoding().is_none() && args.interval.is_none() {
+        out.borrow_mut().write_all(stream.header().as_bytes())?;
+    }
+    session.stream(
+        args.stream.duration,
+        |event, container, clock| {
+            let connection = connection(event, container, clock, true);
+            let latency = if connection.event == Some(Event::Fail) { connection.duration_us } else { connect_us(event) };
+            // Passive connections, and those whose SYN nobody saw.
+            let Some(latency) = latency else { return Ok(()) };
+            if args.min.is_some_and(|min| Duration::from_micros(latency) < min) {
+                return Ok(());
+            }
+            for tally in [&whole, &recent] {
+                let mut tally = tally.borrow_mut();
+                let (_, connect, failures) = tally.of(container);
+                match connection.close {
+                    Some(close) => *failures.entry(close.reason).or_default() += 1,
+                    None => connect.record(latency),
+                }
+            }
+            if args.interval.is_some() {
+                return Ok(());
+            }
+            let mut out = out.borrow_mut();
+            match format.encoding() {
+                Some(encoding) => encoding.item(&mut *out, &connection)?,
+                None => out.write_all(stream.row(&row(&connection, latency, &zone)).as_bytes())?,
+            }
+            Ok(())
+        },
+        |_| {
+            let mut out = out.borrow_mut();
+            if args.interval.is_some_and(|interval| last.elapsed() >= interval) {
+                last = Instant::now();
+                recent.take().print(&mut out, format, &screen, false)?;
+            }
+            Ok(out.flush()?)
+        },
+    )?;
+    let mut out = out.into_inner();
+    whole.into_inner().print(&mut out, format, &screen, true)?;
+    out.flush()?;
+    session.report_losses();
+    Ok(())
+}
+
+fn row(c: &Connection, latency: u64, zone: &TimeZone) -> Vec<Cell> {
+    vec![
+        units::clock(c.time, zone).into(),
+        owner(&c.container).into(),
+        c.process.as_ref().map(process).into(),
+        c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
+        endpoint(&c.peer).into(),
+        units::duration(latency).into(),
+        c.close.map_or_else(|| Cell::new("ok"), |close| Cell::new(close.reason).role(Role::Bad)),
+        c.retransmits.syn.to_string().into(),
+    ]
+}

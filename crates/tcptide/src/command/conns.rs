@@ -1,0 +1,105 @@
+//! `tcptide conns`: live connections.
+
+use model::connection::{Connection, Direction, Process};
+use probe::Options;
+
+use super::{endpoint, explain_nothing, owner, print};
+use crate::{
+    args::ConnsArgs,
+    output::{
+        table::{Cell, Column},
+        units,
+    },
+    session::{Session, connection},
+};
+
+/// Rows a walk brings at a time.
+pub(crate) const ROWS: u32 = 16384;
+
+const COLUMNS: &[Column] = &[
+    Column::left("CONTAINER").shrinks_to(10),
+    Column::left("PROCESS").shrinks_to(7).rank(2),
+    Column::left("DIR").rank(4),
+    Column::left("LOCAL").shrinks_to(12).rank(3),
+    Column::left("PEER").shrinks_to(12),
+    Column::left("STATE"),
+    Column::right("AGE").rank(5),
+    Column::right("RTT").rank(1),
+    Column::right("MIN RTT").rank(6),
+    Column::right("SENT"),
+    Column::right("RECEIVED"),
+    Column::right("RETRANS").rank(7),
+    Column::right("SENT BEFORE").wide_only(),
+    Column::right("RECEIVED BEFORE").wide_only(),
+    Column::right("CWND").wide_only(),
+    Column::right("MSS").wide_only(),
+    Column::left("CONGESTION").wide_only(),
+    Column::right("NETNS").wide_only(),
+    Column::right("COOKIE").wide_only(),
+];
+
+pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
+    let look = &args.look;
+    let options = Options { follow: false, rows: ROWS, ..Options::default() };
+    let mut session = Session::start(&look.filter, &look.output, options)?;
+    session.insist_on_owners()?;
+    let mut connections = Vec::new();
+    let mut listeners = 0;
+    let walk = session.walk(|row, container, clock| {
+        let connection = connection(row, container, clock, false);
+        if connection.queues.is_some() && !args.all {
+            listeners += 1;
+        } else {
+            connections.push(connection);
+        }
+    })?;
+    connections.sort_by(|a, b| (&a.container.name, a.cookie).cmp(&(&b.container.name, b.cookie)));
+    // A walk in several parts may meet a connection again.
+    connections.dedup_by_key(|c| c.cookie);
+    print(look.output.output, &connections, COLUMNS, row)?;
+    if connections.is_empty() && listeners > 0 {
+        eprintln!("tcptide: no connections; {listeners} listening sockets (--all shows them)");
+    } else {
+        explain_nothing(&session, connections.len(), walk.sockets, "sockets");
+    }
+    session.report_losses();
+    Ok(())
+}
+
+fn row(c: &Connection) -> Vec<Cell> {
+    let known = |before: fn(&model::connection::Before) -> u64| c.before.as_ref().map(before).map(units::bytes);
+    vec![
+        owner(&c.container).into(),
+        c.process.as_ref().map(process).into(),
+        c.direction.map(arrow).into(),
+        endpoint(&c.local).into(),
+        if c.queues.is_some() { "*".to_owned() } else { endpoint(&c.peer) }.into(),
+        c.state.to_uppercase().into(),
+        c.duration_us.map(units::duration).into(),
+        c.rtt.map(|rtt| units::duration(rtt.srtt_us.into())).into(),
+        c.rtt.and_then(|rtt| rtt.min_us).map(|us| units::duration(us.into())).into(),
+        units::bytes(c.sent_bytes).into(),
+        units::bytes(c.received_bytes).into(),
+        units::count(c.retransmits.total.into()).into(),
+        known(|b| b.sent_bytes).into(),
+        known(|b| b.received_bytes).into(),
+        c.cwnd.to_string().into(),
+        c.mss.to_string().into(),
+        c.congestion.clone().into(),
+        c.netns.to_string().into(),
+        c.cookie.to_string().into(),
+    ]
+}
+
+/// `1234/nginx`
+pub(crate) fn process(process: &Process) -> String {
+    format!("{}/{}", process.pid, process.comm)
+}
+
+/// Which way the connection was made.
+pub(crate) fn arrow(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Active => "out",
+        Direction::Passive => "in",
+    }
+}

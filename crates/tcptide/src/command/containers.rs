@@ -1,0 +1,56 @@
+//! `tcptide containers`: how every cgroup was identified, and from what.
+
+use std::{sync::Arc, time::Duration};
+
+use model::container::Container;
+
+use super::{print, runtime};
+use crate::{
+    args::ContainersArgs,
+    output::table::{Cell, Column},
+    owners::is_container,
+    session::directory,
+};
+
+/// Nothing else is waited for here, so runtimes get more time than in other commands.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const COLUMNS: &[Column] = &[
+    Column::left("NAME").shrinks_to(10),
+    Column::left("RUNTIME"),
+    Column::left("ID").shrinks_to(12).rank(1),
+    Column::left("IMAGE").shrinks_to(8).rank(2),
+    Column::left("POD").shrinks_to(8).rank(3),
+    Column::left("NAMESPACE").shrinks_to(8).rank(3),
+    Column::right("CGROUP ID").rank(4),
+    Column::left("CGROUP").shrinks_to(12).rank(1),
+];
+
+pub(crate) fn run(args: &ContainersArgs) -> anyhow::Result<()> {
+    let directory = directory(&args.output.runtimes)?;
+    directory.settle(PATIENCE);
+    let mut all: Vec<Arc<Container>> = directory.all();
+    all.retain(|container| args.all || is_container(container));
+    all.sort_by(|a, b| (a.runtime, &a.name, &a.cgroup_path).cmp(&(b.runtime, &b.name, &b.cgroup_path)));
+    print(args.output.output, &all, COLUMNS, |container| row(container))?;
+    if all.is_empty() {
+        eprintln!("tcptide: no containers on this host (--all shows every cgroup)");
+    }
+    for status in directory.statuses() {
+        eprintln!("tcptide: {}", runtime(&status));
+    }
+    Ok(())
+}
+
+fn row(container: &Container) -> Vec<Cell> {
+    vec![
+        container.name.clone().into(),
+        container.runtime.map(|runtime| runtime.to_string()).into(),
+        container.id.as_deref().map(|id| id.chars().take(12).collect::<String>()).into(),
+        container.image.clone().into(),
+        container.pod.clone().into(),
+        container.namespace.clone().into(),
+        container.cgroup_id.to_string().into(),
+        container.cgroup_path.clone().into(),
+    ]
+}

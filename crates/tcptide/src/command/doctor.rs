@@ -1,0 +1,172 @@
+//! `tcptide doctor`: what this kernel and these privileges allow, program by program.
+
+use std::{io::Write as _, time::Duration};
+
+use anyhow::bail;
+use model::mountinfo::CgroupLayout;
+use probe::{Kernel, Monitor, Options, Owner, Status, check_privileges};
+use serde::Serialize;
+
+use super::runtime;
+use crate::{
+    args::DoctorArgs,
+    output::{
+        style::Role,
+        table::{Cell, Column, Table},
+        writer::{Output, Screen},
+    },
+    session::{directory, owner},
+};
+
+const COLUMNS: &[Column] = &[
+    Column::left("PROGRAM"),
+    Column::left("HOOK").shrinks_to(10).rank(2),
+    Column::left("STATUS").shrinks_to(20),
+    Column::left("NEED").rank(3),
+    Column::right("INSTRUCTIONS").rank(4),
+    Column::left("FEEDS").shrinks_to(16).rank(1),
+];
+
+#[derive(Serialize)]
+struct Finding {
+    /// What was looked at.
+    subject: &'static str,
+    ok: bool,
+    /// What was found, and what to do.
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Program {
+    name: &'static str,
+    hook: &'static str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    required: bool,
+    feeds: &'static str,
+    /// What the verifier looked at while loading.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    findings: Vec<Finding>,
+    programs: Vec<Program>,
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    let mut report = Report { findings: Vec::new(), programs: Vec::new() };
+    let mut found = |subject, result: Result<String, String>| {
+        let ok = result.is_ok();
+        report.findings.push(Finding { subject, ok, text: result.unwrap_or_else(|text| text) });
+        ok
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    found("tcptide", Ok(version.to_owned()));
+    let kernel = Kernel::look().map(|kernel| format!("Linux {}, with BTF", kernel.release));
+    let mut able = found("kernel", kernel.map_err(|e| e.to_string()));
+    able &= found(
+        "privileges",
+        check_privileges().map(|()| "all that are needed".to_owned()).map_err(|e| e.to_string()),
+    );
+    let directory = directory(&args.output.runtimes)?;
+    found("cgroups", cgroups(directory.layout()));
+    directory.settle(Duration::from_secs(2));
+    for status in directory.statuses() {
+        // A runtime that is not there is nothing to mend.
+        found("runtime", Ok(runtime(&status)));
+    }
+    if able {
+        let options = Options {
+            totals: true,
+            events: u32::MAX,
+            samples: true,
+            rows: 1,
+            filter_cgroups: true,
+            owner: owner(directory.layout()),
+            ..Options::default()
+        };
+        let begun = std::time::Instant::now();
+        match Monitor::start(&options) {
+            Ok(monitor) => {
+                let took = begun.elapsed();
+                found("monitor", Ok(format!("attached in {} ms", took.as_millis())));
+                report.programs = monitor.programs().into_iter().map(program).collect();
+            }
+            Err(error) => able = found("monitor", Err(error.to_string())),
+        }
+    }
+    print(args, &report)?;
+    if !able {
+        bail!("this host cannot be monitored: see above");
+    }
+    Ok(())
+}
+
+fn cgroups(layout: &CgroupLayout) -> Result<String, String> {
+    match (layout, owner(layout)) {
+        (CgroupLayout::Unified { mount }, _) => Ok(format!("cgroup2 at {}", mount.point.display())),
+        (CgroupLayout::Hybrid { mount, .. }, _) => Ok(format!("cgroup2 at {}, beside version 1", mount.point.display())),
+        (CgroupLayout::V1Only { .. }, Owner::Task { controller }) => Err(format!(
+            "only version 1: a socket does not know its cgroup, so its owner is the {controller} cgroup of the task that \
+             connects; an accepted connection has no owner before its task is seen to use or close it, and one that was \
+             there before has that of a process that holds it"
+        )),
+        (CgroupLayout::V1Only { .. }, Owner::Socket) => {
+            Err("only version 1, without the memory and pids controllers: owners cannot be told".to_owned())
+        }
+        (CgroupLayout::None, _) => Err("no hierarchy is mounted: containers are shown by cgroup id only".to_owned()),
+    }
+}
+
+fn program(stats: probe::ProgramStats) -> Program {
+    Program {
+        name: stats.program.name,
+        hook: stats.program.hook,
+        status: stats.status.word(),
+        reason: match stats.status {
+            Status::Unsupported(reason) | Status::Refused(reason) => Some(reason),
+            Status::Attached | Status::Off => None,
+        },
+        required: stats.program.required,
+        feeds: stats.program.feeds,
+        instructions: stats.run.map(|run| run.verified_instructions).filter(|n| *n > 0),
+    }
+}
+
+fn print(args: &DoctorArgs, report: &Report) -> anyhow::Result<()> {
+    let mut out = Output::stdout();
+    let format = args.output.output;
+    if let Some(encoding) = format.encoding() {
+        encoding.item(&mut out, report)?;
+        out.flush()?;
+        return Ok(());
+    }
+    let screen = Screen::detect();
+    for Finding { subject, ok, text } in &report.findings {
+        let mark = screen.palette.paint(Some(if *ok { Role::Good } else { Role::Bad }), if *ok { "ok" } else { "!!" }).into_owned();
+        writeln!(out, "{mark}  {subject:<11} {text}")?;
+    }
+    if !report.programs.is_empty() {
+        let mut table = Table::new(COLUMNS, format.is_wide());
+        for program in &report.programs {
+            let status = match &program.reason {
+                Some(reason) => Cell::new(&format!("{}: {reason}", program.status)).role(Role::Bad),
+                None => Cell::new(program.status).role(Role::Good),
+            };
+            table.push(vec![
+                program.name.into(),
+                program.hook.into(),
+                status,
+                if program.required { "required" } else { "optional" }.into(),
+                program.instructions.map(|n| n.to_string()).into(),
+                program.feeds.into(),
+            ]);
+        }
+        write!(out, "\n{}", table.render(&screen))?;
+    }
+    out.flush()?;
+    Ok(())
+}

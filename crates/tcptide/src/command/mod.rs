@@ -1,0 +1,79 @@
+//! The commands, one file each.
+
+pub(crate) mod connlat;
+pub(crate) mod conns;
+pub(crate) mod containers;
+pub(crate) mod doctor;
+pub(crate) mod rtt;
+pub(crate) mod states;
+pub(crate) mod trace;
+
+use std::io::Write as _;
+
+use model::{
+    connection::Endpoint,
+    container::{Container, sanitize},
+};
+use serde::Serialize;
+
+use crate::{
+    identity::{RuntimeState, RuntimeStatus},
+    output::{
+        format::Format,
+        table::{Cell, Column, Table},
+        units,
+        writer::{Output, Screen},
+    },
+    session::Session,
+};
+
+/// Prints what was found: a list for programs, a table for people.
+fn print<T: Serialize>(
+    format: Format,
+    items: &[T],
+    columns: &[Column],
+    row: impl Fn(&T) -> Vec<Cell>,
+) -> anyhow::Result<()> {
+    let mut out = Output::stdout();
+    match format.encoding() {
+        Some(encoding) => encoding.list(&mut out, items)?,
+        None => {
+            let mut table = Table::new(columns, format.is_wide());
+            items.iter().for_each(|item| table.push(row(item)));
+            write!(out, "{}", table.render(&Screen::detect()))?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Says on stderr that a filter left nothing of what there is.
+fn explain_nothing(session: &Session, found: usize, all: u64, what: &str) {
+    if found == 0 && !session.filter.is_empty() {
+        eprintln!("tcptide: nothing matches {}; without the filter there are {all} {what}", session.filter.describe());
+    }
+}
+
+fn endpoint(end: &Endpoint) -> String {
+    units::address(end.address, end.port.unwrap_or_default())
+}
+
+/// A container's name, with its pod where it has one.
+fn owner(container: &Container) -> String {
+    match (&container.namespace, &container.pod) {
+        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}/{}", container.name),
+        _ => container.name.clone(),
+    }
+}
+
+/// How it goes with a runtime's API, in a line.
+fn runtime(status: &RuntimeStatus) -> String {
+    let state = match &status.state {
+        RuntimeState::Starting => "no answer yet".to_owned(),
+        RuntimeState::Absent => "not there".to_owned(),
+        RuntimeState::Connected { server } => format!("{server}, {} containers", status.containers),
+        RuntimeState::SameAs(path) => format!("the same as {}", path.display()),
+        RuntimeState::Failed(why) => format!("no names from it: {why}"),
+    };
+    format!("{}: {}", status.socket.display(), sanitize(&state))
+}

@@ -1,0 +1,217 @@
+//! `tcptide rtt`: distribution of round-trip times.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use model::{
+    connection::{Direction, Event, peer, rtt, rtt_samples},
+    container::Container,
+    histogram::{Histogram, Scale},
+    record::{self, direction},
+};
+use probe::Options;
+use serde::Serialize;
+
+use super::{conns::{ROWS, arrow}, owner};
+use crate::{
+    args::{By, RttArgs},
+    output::{
+        bars::bars,
+        format::Format,
+        units,
+        writer::{Output, Screen},
+    },
+    session::{Session, is_terminal},
+};
+
+/// How often the screen is drawn where nobody said.
+const USUAL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What one distribution is about; only what `--by` asks for is there.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Key {
+    #[serde(skip)]
+    cgroup_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direction: Option<Direction>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+impl Key {
+    fn of(by: By, r: &record::Connection, container: &Container) -> Self {
+        let direction = match usize::from(r.direction) {
+            direction::DIRECTION_ACTIVE => Some(Direction::Active),
+            direction::DIRECTION_PASSIVE => Some(Direction::Passive),
+            _ => None,
+        };
+        let port = Some(if direction == Some(Direction::Passive) { r.local_port } else { r.peer_port });
+        let peer = Some(peer(r).address);
+        let cgroup_id = Some(container.cgroup_id);
+        let nothing = Self { cgroup_id: None, direction: None, peer: None, port: None };
+        match by {
+            By::Container => Self { cgroup_id, ..nothing },
+            By::Peer => Self { peer, ..nothing },
+            By::Port => Self { port, ..nothing },
+            By::Edge => Self { cgroup_id, direction, peer, port },
+        }
+    }
+
+    fn title(&self, container: Option<&Container>) -> String {
+        let mut words = Vec::new();
+        words.extend(container.map(owner));
+        words.extend(self.direction.map(|direction| arrow(direction).to_owned()));
+        match (self.peer, self.port) {
+            (Some(peer), Some(port)) => words.push(units::address(peer, port)),
+            (Some(peer), None) => words.push(peer.to_string()),
+            (None, Some(port)) => words.push(format!("port {port}")),
+            (None, None) => {}
+        }
+        words.join(" ")
+    }
+}
+
+/// The samples of one key.
+#[derive(Clone)]
+struct Group {
+    container: Option<Arc<Container>>,
+    samples: Histogram,
+    min_us: Option<u32>,
+    /// Smoothed minus minimum, summed over `looks`.
+    queueing_us: u64,
+    looks: u64,
+    connections: u64,
+}
+
+#[derive(Serialize)]
+struct Distribution<'a> {
+    time: Timestamp,
+    summary: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a Container>,
+    #[serde(flatten)]
+    key: &'a Key,
+    /// Connections that had samples.
+    connections: u64,
+    rtt: &'a Histogram,
+    /// The lowest windowed minimum of the connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_us: Option<u32>,
+    /// Smoothed minus minimum, mean over the connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queueing_us: Option<u64>,
+}
+
+#[derive(Default)]
+struct Groups(BTreeMap<Key, Group>);
+
+impl Groups {
+    fn add(&mut self, by: By, r: &record::Connection, container: &Arc<Container>) {
+        let Some(samples) = rtt_samples(r).filter(|samples| !samples.is_empty()) else { return };
+        let key = Key::of(by, r, container);
+        let named = key.cgroup_id.is_some();
+        let group = self.0.entry(key).or_insert_with(|| Group {
+            container: named.then(|| Arc::clone(container)),
+            samples: Histogram::new(&Scale::RTT),
+            min_us: None,
+            queueing_us: 0,
+            looks: 0,
+            connections: 0,
+        });
+        group.samples.merge(&samples);
+        group.connections += 1;
+        if let Some(rtt) = rtt(r)
+            && let Some(min) = rtt.min_us
+        {
+            group.min_us = Some(group.min_us.map_or(min, |known| known.min(min)));
+            group.queueing_us += u64::from(rtt.srtt_us.saturating_sub(min));
+            group.looks += 1;
+        }
+    }
+
+    fn print(&self, out: &mut Output, format: Format, screen: &Screen, summary: bool) -> anyhow::Result<()> {
+        for (key, group) in &self.0 {
+            let queueing_us = group.queueing_us.checked_div(group.looks);
+            if let Some(encoding) = format.encoding() {
+                let item = Distribution {
+                    time: Timestamp::now(),
+                    summary,
+                    container: group.container.as_deref(),
+                    key,
+                    connections: group.connections,
+                    rtt: &group.samples,
+                    min_us: group.min_us,
+                    queueing_us,
+                };
+                encoding.item(out, &item)?;
+                continue;
+            }
+            writeln!(out)?;
+            write!(out, "{}", bars(&key.title(group.container.as_deref()), &group.samples, screen))?;
+            let min = group.min_us.map_or("-".to_owned(), |us| units::duration(us.into()));
+            let queueing = queueing_us.map_or("-".to_owned(), units::duration);
+            writeln!(out, "min rtt {min}  queueing delay {queueing}  connections {}", group.connections)?;
+        }
+        if self.0.is_empty() && format.encoding().is_none() {
+            writeln!(out, "no round trip was measured")?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(args: &RttArgs) -> anyhow::Result<()> {
+    let options = Options {
+        events: Event::Close.bit(),
+        samples: true,
+        rows: ROWS,
+        buffer: args.stream.buffer << 20,
+        ..Options::default()
+    };
+    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let format = args.output.output;
+    let screen = Screen::detect();
+    let interval = args.interval.or_else(|| (is_terminal() && format.encoding().is_none()).then_some(USUAL_INTERVAL));
+    let (whole, recent) = (std::cell::RefCell::new(Groups::default()), std::cell::RefCell::new(Groups::default()));
+    let mut out = Output::stdout();
+    let mut last = Instant::now();
+    let add = |r: &record::Connection, container: &Arc<Container>| {
+        whole.borrow_mut().add(args.by, r, container);
+        if interval.is_some() {
+            recent.borrow_mut().add(args.by, r, container);
+        }
+    };
+    session.announce();
+    session.stream(
+        args.stream.duration,
+        |event, container, _| {
+            add(event, container);
+            Ok(())
+        },
+        |session| {
+            if interval.is_some_and(|interval| last.elapsed() >= interval) {
+                last = Instant::now();
+                // A walk takes the samples off the live connections; what closes before or after brings its own.
+                session.walk(|row, container, _| add(row, container))?;
+                recent.take().print(&mut out, format, &screen, false)?;
+                out.flush()?;
+            }
+            Ok(())
+        },
+    )?;
+    session.walk(|row, container, _| add(row, container))?;
+    if interval.is_some() && format.encoding().is_none() {
+        writeln!(out, "\nthe whole time:")?;
+    }
+    whole.into_inner().print(&mut out, format, &screen, true)?;
+    out.flush()?;
+    session.report_losses();
+    Ok(())
+}

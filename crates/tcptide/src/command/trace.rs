@@ -1,0 +1,100 @@
+//! `tcptide trace`: connections as they open, fail and close.
+
+use std::io::Write as _;
+
+use jiff::tz::TimeZone;
+use model::connection::{Connection, Event};
+use probe::Options;
+
+use super::{
+    conns::{arrow, process},
+    endpoint, owner,
+};
+use crate::{
+    args::TraceArgs,
+    output::{
+        style::Role,
+        table::{Cell, Column, Stream},
+        units,
+        writer::{Output, Screen},
+    },
+    session::{Session, connection},
+};
+
+const COLUMNS: &[Column] = &[
+    Column::left("TIME").width(12),
+    Column::left("EVENT").width(11),
+    Column::left("CONTAINER").width(20).shrinks_to(10),
+    Column::left("PROCESS").width(16).shrinks_to(7).rank(2),
+    Column::left("DIR").width(3).rank(3),
+    Column::left("LOCAL").width(21).shrinks_to(12).rank(4),
+    Column::left("PEER").width(21).shrinks_to(12),
+    Column::right("TOOK").width(7).rank(1),
+    Column::right("SENT").width(8).rank(1),
+    Column::right("RECEIVED").width(8).rank(1),
+    Column::right("RTT").width(7).rank(5),
+    Column::left("RESULT").width(8),
+    Column::right("RETRANS").width(7).wide_only(),
+    Column::right("NETNS").width(10).wide_only(),
+    Column::right("COOKIE").width(8).wide_only(),
+];
+
+pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
+    let options = Options { events: args.events(), buffer: args.stream.buffer << 20, ..Options::default() };
+    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let zone = TimeZone::system();
+    let format = args.output.output;
+    let screen = Screen::detect();
+    let stream = Stream::new(COLUMNS, format.is_wide(), screen);
+    let out = std::cell::RefCell::new(Output::stdout());
+    session.announce();
+    if format.encoding().is_none() {
+        out.borrow_mut().write_all(stream.header().as_bytes())?;
+    }
+    session.stream(
+        args.stream.duration,
+        |event, container, clock| {
+            let connection = connection(event, container, clock, true);
+            let mut out = out.borrow_mut();
+            match format.encoding() {
+                Some(encoding) => encoding.item(&mut *out, &connection)?,
+                None => out.write_all(stream.row(&row(&connection, &zone)).as_bytes())?,
+            }
+            Ok(())
+        },
+        |_| Ok(out.borrow_mut().flush()?),
+    )?;
+    session.report_losses();
+    Ok(())
+}
+
+fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
+    let event = c.event.map_or("", Event::name);
+    let carried = !matches!(c.event, Some(Event::Open | Event::Established | Event::Fail));
+    let took = if c.event == Some(Event::Established) { c.connect_us } else { c.duration_us.filter(|us| *us > 0) };
+    vec![
+        units::clock(c.time, zone).into(),
+        match c.event {
+            Some(Event::Fail) => Cell::new(event).role(Role::Bad),
+            Some(Event::Retransmit | Event::Reset) => Cell::new(event).role(Role::Warn),
+            _ => event.into(),
+        },
+        owner(&c.container).into(),
+        c.process.as_ref().map(process).into(),
+        c.direction.map(arrow).into(),
+        c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
+        endpoint(&c.peer).into(),
+        took.map(units::duration).into(),
+        carried.then(|| units::bytes(c.sent_bytes)).into(),
+        carried.then(|| units::bytes(c.received_bytes)).into(),
+        c.rtt.map(|rtt| units::duration(rtt.srtt_us.into())).into(),
+        match (c.close, c.kind) {
+            (Some(close), _) if close.reason == "normal" => close.reason.into(),
+            (Some(close), _) => Cell::new(close.reason).role(Role::Warn),
+            (None, kind) => kind.unwrap_or_default().into(),
+        },
+        c.retransmits.total.to_string().into(),
+        c.netns.to_string().into(),
+        c.cookie.to_string().into(),
+    ]
+}

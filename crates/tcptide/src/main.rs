@@ -1,0 +1,44 @@
+//! tcptide: per-container TCP monitoring for Linux with eBPF.
+
+mod agent;
+mod args;
+mod command;
+mod identity;
+mod output;
+mod owners;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    let result = match cli.command {
+        Command::Trace(args) => command::trace::run(&args),
+        Command::Connlat(args) => command::connlat::run(&args),
+        Command::Rtt(args) => command::rtt::run(&args),
+        Command::Conns(args) => command::conns::run(&args),
+        Command::States(args) => command::states::run(&args),
+        Command::Containers(args) => command::containers::run(&args),
+        Command::Agent(args) => agent::run(&args),
+        Command::Doctor(args) => command::doctor::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::writer::reader_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcptide: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Warnings go to stderr; `TCPTIDE_LOG=debug` tells more.
+fn start_logging() {
+    let level = std::env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+}

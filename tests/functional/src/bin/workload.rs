@@ -1,0 +1,359 @@
+//! TCP clients and a server that count. At its end each command prints one JSON object of what it
+//! did; before, on stderr, `ready: …` once it listens or holds its connections.
+//!
+//! Every command is bounded in time and ends by itself, or at SIGTERM or SIGINT, with its counts.
+
+use std::io::{Read, stdin};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use functional::workload::{
+    Churn, Client, Counts, Held, PingPong, Running, SMALLEST_FRAME, ServeOptions, Server, Stream, churn,
+    connections_per_process, ping_pong, stream,
+};
+use rustix::net::sockopt::{set_socket_reuseaddr, set_socket_reuseport};
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Source addresses `hold` uses on loopback, one for so many connections: an address has about
+/// 28,000 ephemeral ports to one server.
+const PER_SOURCE: u64 = 12_500;
+
+#[derive(Parser)]
+#[command(about = "TCP clients and a server that count what they do", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Workload,
+}
+
+#[derive(Subcommand)]
+enum Workload {
+    /// Accept connections and answer requests.
+    Serve(Serve),
+    /// Connect, request, response, close; many times.
+    Churn(ChurnArgs),
+    /// Open connections and keep them until stdin closes.
+    Hold(Hold),
+    /// Small requests over one connection.
+    Pingpong(PingPongArgs),
+    /// One large request.
+    Stream(StreamArgs),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Where to listen; port 0 takes any.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Length of each answer in bytes; 0 for none [default: as long as the request].
+    #[arg(long)]
+    bytes_back: Option<u64>,
+    /// End after so many connections.
+    #[arg(long)]
+    count: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long, default_value_t = 300.0)]
+    seconds: f64,
+    /// Serve with so many processes that share the port.
+    #[arg(long, default_value_t = 1, conflicts_with = "count")]
+    processes: u32,
+    /// Share the port with other processes.
+    #[arg(long)]
+    reuse_port: bool,
+    /// Limit of the accept queue.
+    #[arg(long, default_value_t = 4096)]
+    backlog: i32,
+}
+
+#[derive(Args)]
+struct To {
+    /// The server.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Source addresses to use in turn.
+    #[arg(long, value_delimiter = ',')]
+    from: Vec<IpAddr>,
+    /// Seconds that a connect, read or write may take.
+    #[arg(long, default_value_t = 5.0)]
+    timeout: f64,
+    /// Close with a reset.
+    #[arg(long)]
+    reset: bool,
+}
+
+#[derive(Args)]
+struct ChurnArgs {
+    #[command(flatten)]
+    to: To,
+    /// Connections per second.
+    #[arg(long)]
+    rate: f64,
+    /// Start no connection after so many seconds.
+    #[arg(long)]
+    seconds: f64,
+    /// Start no more than so many connections.
+    #[arg(long)]
+    count: Option<u64>,
+    /// Length of a request.
+    #[arg(long, default_value_t = 64)]
+    bytes: u64,
+    /// Threads that connect.
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+}
+
+#[derive(Args)]
+struct Hold {
+    #[command(flatten)]
+    to: To,
+    /// Connections; more than one process may open are spread over several.
+    #[arg(long)]
+    count: u64,
+    /// Let go after so many seconds.
+    #[arg(long, default_value_t = 300.0)]
+    seconds: f64,
+}
+
+#[derive(Args)]
+struct PingPongArgs {
+    #[command(flatten)]
+    to: To,
+    /// Requests.
+    #[arg(long, default_value_t = 100)]
+    count: u64,
+    /// Length of a request.
+    #[arg(long, default_value_t = 64)]
+    bytes: u64,
+    /// Milliseconds between an answer and the next request.
+    #[arg(long, default_value_t = 0.0)]
+    interval: f64,
+    /// End after so many seconds.
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+}
+
+#[derive(Args)]
+struct StreamArgs {
+    #[command(flatten)]
+    to: To,
+    /// Length of the request.
+    #[arg(long)]
+    bytes: u64,
+    /// Bytes per second to send at.
+    #[arg(long)]
+    rate: Option<u64>,
+    /// Do not wait for an answer (for a server with `--bytes-back 0`).
+    #[arg(long)]
+    no_answer: bool,
+}
+
+impl To {
+    fn client(&self) -> Client {
+        Client {
+            to: self.to,
+            from: self.from.clone(),
+            timeout: Duration::from_secs_f64(self.timeout),
+            reset: self.reset,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command).and_then(|counts| Ok(serde_json::to_string(&counts)?)) {
+        Ok(counts) => {
+            println!("{counts}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("workload: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(workload: Workload) -> Result<Counts> {
+    match workload {
+        Workload::Serve(args) if args.processes > 1 => serve_with_several(&args),
+        Workload::Serve(args) => serve(&args),
+        Workload::Churn(args) => Ok(run_churn(&args)),
+        Workload::Hold(args) if args.count > per_process() => hold_with_several(&args),
+        Workload::Hold(args) => hold(&args),
+        Workload::Pingpong(args) => Ok(ping_pong(
+            &args.to.client(),
+            &PingPong {
+                count: args.count,
+                bytes: args.bytes,
+                interval: Duration::from_secs_f64(args.interval / 1e3),
+                limit: Duration::from_secs_f64(args.seconds),
+            },
+        )),
+        Workload::Stream(args) => Ok(stream(
+            &args.to.client(),
+            &Stream { bytes: args.bytes, rate: args.rate, answer: !args.no_answer },
+        )),
+    }
+}
+
+fn serve(args: &Serve) -> Result<Counts> {
+    let options = ServeOptions {
+        bytes_back: args.bytes_back.map(|bytes| if bytes == 0 { 0 } else { bytes.max(SMALLEST_FRAME) }),
+        count: args.count,
+        limit: Duration::from_secs_f64(args.seconds),
+        reuse_port: args.reuse_port,
+        backlog: args.backlog,
+    };
+    let server = Server::start(args.listen, options)?;
+    for signal in [SIGTERM, SIGINT] {
+        let stopper = server.stopper().context("duplicating the stop descriptor")?;
+        signal_hook::low_level::pipe::register(signal, stopper).context("handling signals")?;
+    }
+    eprintln!("ready: listening on {}", server.address());
+    server.wait()
+}
+
+/// Serves with children that share a port, for more connections than one process may hold.
+fn serve_with_several(args: &Serve) -> Result<Counts> {
+    // Bound but not listening, this socket keeps the port without ever getting a connection.
+    let family = if args.listen.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let keeper = socket(family, SocketType::STREAM, None).context("making a socket")?;
+    set_socket_reuseaddr(&keeper, true)?;
+    set_socket_reuseport(&keeper, true)?;
+    bind(&keeper, &args.listen).with_context(|| format!("binding {}", args.listen))?;
+    let address = SocketAddr::try_from(getsockname(&keeper)?)?;
+
+    let children = (0..args.processes).map(|_| {
+        let mut child = own_command("serve")?;
+        child.args(["--reuse-port", "--listen", &address.to_string()]);
+        child.args(["--seconds", &args.seconds.to_string(), "--backlog", &args.backlog.to_string()]);
+        if let Some(bytes) = args.bytes_back {
+            child.args(["--bytes-back", &bytes.to_string()]);
+        }
+        Running::start(&mut child)
+    });
+    let children = children.collect::<Result<Vec<_>>>()?;
+    for child in &children {
+        child.ready(Duration::from_secs(10))?;
+    }
+    eprintln!("ready: listening on {address}");
+    let told = told_by_signal()?;
+    wait_for(&told, Duration::from_secs_f64(args.seconds));
+    finish_all(children)
+}
+
+fn run_churn(args: &ChurnArgs) -> Counts {
+    let plan = Churn {
+        rate: args.rate,
+        limit: Duration::from_secs_f64(args.seconds),
+        count: args.count,
+        bytes: args.bytes,
+        threads: args.threads,
+    };
+    churn(&args.to.client(), &plan)
+}
+
+fn hold(args: &Hold) -> Result<Counts> {
+    let start = Instant::now();
+    let limit = Duration::from_secs_f64(args.seconds);
+    let told = told_to_end()?;
+    let held = Held::open(&args.to.client(), args.count, limit)?;
+    eprintln!("ready: holding {} connections", held.counts().opened);
+    wait_for(&told, limit.saturating_sub(start.elapsed()));
+    Ok(held.close())
+}
+
+/// Holds with children, each with source addresses of its own when the server is on loopback.
+fn hold_with_several(args: &Hold) -> Result<Counts> {
+    let start = Instant::now();
+    let told = told_to_end()?;
+    let processes = args.count.div_ceil(per_process());
+    let children = (0..processes).map(|number| {
+        let share = args.count / processes + u64::from(number < args.count % processes);
+        let mut child = own_command("hold")?;
+        child.args(["--to", &args.to.to.to_string(), "--count", &share.to_string()]);
+        child.args(["--seconds", &args.seconds.to_string(), "--timeout", &args.to.timeout.to_string()]);
+        if args.to.reset {
+            child.arg("--reset");
+        }
+        let from = sources(args, number, share);
+        if !from.is_empty() {
+            child.args(["--from", &from.join(",")]);
+        }
+        Running::start(&mut child)
+    });
+    let children = children.collect::<Result<Vec<_>>>()?;
+    let limit = Duration::from_secs_f64(args.seconds);
+    let mut held = 0;
+    for child in &children {
+        let line = child.ready(limit)?;
+        held += line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+    }
+    eprintln!("ready: holding {held} connections");
+    wait_for(&told, limit.saturating_sub(start.elapsed()));
+    finish_all(children)
+}
+
+/// The source addresses of one of several processes that hold connections.
+fn sources(args: &Hold, process: u64, share: u64) -> Vec<String> {
+    if !args.to.from.is_empty() {
+        return args.to.from.iter().map(ToString::to_string).collect();
+    }
+    let on_loopback = args.to.to.is_ipv4() && args.to.to.ip().is_loopback();
+    if !on_loopback {
+        return Vec::new();
+    }
+    let octet = |number: u64| u8::try_from(number % 250 + 1).unwrap_or(1);
+    (0..share.div_ceil(PER_SOURCE))
+        .map(|source| Ipv4Addr::new(127, 99, octet(process), octet(source)).to_string())
+        .collect()
+}
+
+fn per_process() -> u64 {
+    connections_per_process()
+}
+
+fn own_command(subcommand: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("asking for the own path")?);
+    command.arg(subcommand);
+    Ok(command)
+}
+
+fn finish_all(children: Vec<Running>) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for child in children {
+        counts.add(&child.finish()?);
+    }
+    Ok(counts)
+}
+
+/// Becomes true at SIGTERM or SIGINT.
+fn told_by_signal() -> Result<Arc<AtomicBool>> {
+    let told = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&told)).context("handling signals")?;
+    }
+    Ok(told)
+}
+
+/// Becomes true at SIGTERM, SIGINT, or when stdin closes.
+fn told_to_end() -> Result<Arc<AtomicBool>> {
+    let told = told_by_signal()?;
+    let by_stdin = Arc::clone(&told);
+    thread::spawn(move || {
+        let _ = stdin().read_to_end(&mut Vec::new());
+        by_stdin.store(true, Ordering::Relaxed);
+    });
+    Ok(told)
+}
+
+fn wait_for(told: &AtomicBool, limit: Duration) {
+    let start = Instant::now();
+    while !told.load(Ordering::Relaxed) && start.elapsed() < limit {
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,59 @@
+//! The image that test containers run: a static busybox, and the program `workload` with the
+//! libraries it needs. No registry is asked.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{output, require};
+use crate::workload;
+
+/// The image's name in every runtime.
+pub const IMAGE: &str = "tcptide-story:latest";
+
+/// Packs the image's root into a tar file in `folder`, ready to be imported.
+pub(super) fn pack(folder: &Path) -> Result<PathBuf> {
+    let root = folder.join("image");
+    for part in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(part)).context("making the image's folders")?;
+    }
+    add_busybox(&root)?;
+    add_with_libraries(&root, &workload::program()?)?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    let archive = folder.join("image.tar");
+    output(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."))?;
+    fs::remove_dir_all(&root).context("removing the image's folder")?;
+    Ok(archive)
+}
+
+fn add_busybox(root: &Path) -> Result<()> {
+    let busybox = require("busybox", "busybox-static")?;
+    fs::copy(&busybox, root.join("bin/busybox")).context("copying busybox")?;
+    // The package `busybox` has a program of the same name that needs libraries.
+    let runs = Command::new("chroot").arg(root).args(["/bin/busybox", "true"]).stderr(Stdio::null()).status();
+    if !runs.is_ok_and(|status| status.success()) {
+        bail!("{} is not a static busybox: apt-get install busybox-static", busybox.display());
+    }
+    for applet in output(Command::new(&busybox).arg("--list"))?.lines().filter(|&name| name != "busybox") {
+        symlink("busybox", root.join("bin").join(applet)).with_context(|| format!("linking {applet}"))?;
+    }
+    Ok(())
+}
+
+/// Copies a program to `/bin`, and the libraries it needs to where it looks for them.
+fn add_with_libraries(root: &Path, program: &Path) -> Result<()> {
+    let name = program.file_name().context("a program without a name")?;
+    fs::copy(program, root.join("bin").join(name)).context("copying a program into the image")?;
+    // `ldd` fails for a static program: then there is nothing to add.
+    let libraries = output(Command::new("ldd").arg(program)).unwrap_or_default();
+    for word in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+        let target = root.join(word.trim_start_matches('/'));
+        let parent = target.parent().context("a library without a folder")?;
+        fs::create_dir_all(parent)?;
+        fs::copy(word, &target).with_context(|| format!("copying {word}"))?;
+    }
+    Ok(())
+}
