@@ -233,6 +233,22 @@ impl Histogram {
         None
     }
 
+    /// Counts by whole octaves, not cumulative, with their inclusive upper bounds in seconds; the last is infinite. Half
+    /// the buckets of a scale with two slots to the octave, at bounds that both have.
+    pub fn octaves(&self) -> Vec<(f64, u64)> {
+        let bounds = self.scale.bounds_seconds();
+        let mut octaves = Vec::new();
+        let mut count = 0;
+        for (slot, n) in self.counts.iter().enumerate() {
+            count += n;
+            let bound = bounds.get(slot).copied().unwrap_or(f64::INFINITY);
+            if bound.is_infinite() || slot % self.scale.per_octave as usize == 0 {
+                octaves.push((bound, std::mem::take(&mut count)));
+            }
+        }
+        octaves
+    }
+
     /// For every bound, in seconds, how many durations do not exceed it; the last bound is infinite. What
     /// a classic Prometheus histogram shows as `le`.
     pub fn cumulative(&self) -> Vec<(f64, u64)> {

@@ -52,6 +52,21 @@ pub enum Reading {
     Distribution(Histogram),
 }
 
+impl Reading {
+    /// Adds the same metric's reading of another cgroup.
+    pub fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::One(sum), Self::One(n)) => *sum += n,
+            (Self::Each(sums), Self::Each(numbers)) => {
+                sums.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
+            }
+            (Self::Distribution(sum), Self::Distribution(histogram)) => sum.merge(histogram),
+            // Readings of one row are of one kind.
+            _ => {}
+        }
+    }
+}
+
 /// A metric of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
@@ -246,10 +261,12 @@ own! {
         "Events that found no room: connection_buffer_full, cgroup_buffer_full."
     STORAGE_FAILURES "tcptide_storage_failures_total" Counter []
         "Sockets that could not be given a gauge, for want of memory: they are in no figure."
+    TOTALS_FAILURES "tcptide_totals_failures_total" Counter []
+        "Updates that went to ~other for want of room: see --metrics.max-cgroups."
     UNATTRIBUTED "tcptide_unattributed_sockets_total" Counter []
         "Sockets whose owner could not be established: they are counted under ~unattributed."
     FOLDED "tcptide_folded_series" Gauge []
-        "Cgroups without totals of their own, for want of room: they are counted under ~other."
+        "0 while every cgroup has series of its own; absent once some were folded into ~other, for how many is not known."
     WALK_SECONDS "tcptide_walk_duration_seconds" Gauge []
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []

@@ -19,7 +19,7 @@
 //! Everything made here is named after the process that made it, is removed on `Drop` (also when
 //! a story panics), and what a killed run left behind is removed by the next one ([`sweep`]).
 //! Traffic stays on loopback and inside namespaces made here, on addresses for documentation and
-//! benchmarks (198.18.0.0/15, fd00::/8).
+//! benchmarks (198.18.0.0/15, `fd00::/8`).
 //!
 //! A missing program is an error that names the package to install. No story is skipped.
 
@@ -55,7 +55,9 @@ pub fn require_root() -> Result<()> {
 
 /// Held while a story uses something of which the machine has only one.
 #[derive(Debug)]
-pub struct Serial(#[allow(dead_code)] File);
+pub struct Serial {
+    _lock: File,
+}
 
 /// Waits until no other story, of this or another test process, holds `what`, and holds it.
 ///
@@ -70,5 +72,5 @@ pub fn serial(what: &str) -> Result<Serial> {
         .with_context(|| format!("opening the lock file {}", path.display()))?;
     flock(&file, FlockOperation::LockExclusive)
         .with_context(|| format!("waiting for the lock {}", path.display()))?;
-    Ok(Serial(file))
+    Ok(Serial { _lock: file })
 }

@@ -150,8 +150,8 @@ pub fn reset_for(packet: &[u8]) -> Option<Vec<u8>> {
 
 /// The "destination unreachable" with which a router would answer `packet`.
 ///
-/// `code` counts as in ICMP for IPv4 (0 network, 1 host, 3 port) and as in ICMPv6 for IPv6 (0 no
-/// route, 3 address, 4 port).
+/// `code` counts as in ICMP for IPv4 (0 network, 1 host, 3 port), and for IPv6 as in its ICMP
+/// (0 no route, 3 address, 4 port).
 pub fn unreachable_for(packet: &[u8], code: u8) -> Option<Vec<u8>> {
     let header = Header::parse(packet)?;
     let (from, to) = (header.destination, header.source);

@@ -18,7 +18,7 @@ use functional::cgroup::{self, Cgroup};
 use functional::forwarder::{Direction, Forwarder, Impairment, Verdict};
 use functional::netns::{Netns, veth_pair};
 use functional::nginx::Nginx;
-use functional::process::{output, running, wait_until};
+use functional::process::{Reading, output, running, wait_until};
 use functional::prometheus::{Prometheus, check_metrics};
 use functional::runtime::{Containers, Docker, Podman};
 use functional::tcptide::Tcptide;
@@ -339,8 +339,8 @@ fn churn_reaches_5000_connections_a_second_and_both_sides_count_the_same() {
     let _alone = alone();
     let netns = Netns::new("churn").unwrap();
     let cgroup = Cgroup::unique("churn").unwrap();
-    let serve = workload::command(["serve", "--listen", "127.0.0.1:0", "--bytes-back", "200"]).unwrap();
-    let server = Running::start(&mut cgroup.wrap(&netns.wrap(&serve))).unwrap();
+    let serving = workload::command(["serve", "--listen", "127.0.0.1:0", "--bytes-back", "200"]).unwrap();
+    let server = Running::start(&mut cgroup.wrap(&netns.wrap(&serving))).unwrap();
     let address = server.listening().unwrap().to_string();
     let args = ["churn", "--to", &address, "--rate", "5000", "--seconds", "2", "--bytes", "100"];
     let client = Running::start(&mut netns.wrap(&workload::command(args).unwrap())).unwrap();
@@ -374,24 +374,24 @@ fn more_connections_are_held_than_one_process_may_open() {
     let _alone = alone();
     let netns = Netns::new("hold").unwrap();
     let count = (workload::connections_per_process() + 2_000).min(30_000);
-    let serve = workload::command(["serve", "--listen", "127.0.0.1:0", "--processes", "3"]).unwrap();
-    let server = Running::start(&mut netns.wrap(&serve)).unwrap();
+    let serving = workload::command(["serve", "--listen", "127.0.0.1:0", "--processes", "3"]).unwrap();
+    let server = Running::start(&mut netns.wrap(&serving)).unwrap();
     let address = server.listening().unwrap().to_string();
-    let hold = workload::command(["hold", "--to", &address, "--count", &count.to_string()]).unwrap();
-    let holder = Running::start(&mut netns.wrap(&hold)).unwrap();
+    let holding = workload::command(["hold", "--to", &address, "--count", &count.to_string()]).unwrap();
+    let holder = Running::start(&mut netns.wrap(&holding)).unwrap();
     assert_eq!(holder.ready(ms(60_000)).unwrap(), format!("holding {count} connections"));
     let summary = output(netns.command("ss").args(["-tnH", "state", "established", "dst", &address]));
     assert_eq!(summary.unwrap().lines().count() as u64, count);
-    let held = holder.let_go(ms(60_000)).unwrap();
-    assert_eq!((held.opened, held.closed, held.failures()), (count, count, 0));
+    let client = holder.let_go(ms(60_000)).unwrap();
+    assert_eq!((client.opened, client.closed, client.failures()), (count, count, 0));
     // What was closed last may not have reached the server yet.
     wait_until("the server to see the last close", ms(10_000), || {
         let rest = output(netns.command("ss").args(["-tnH", "state", "close-wait"]))?;
         Ok(rest.is_empty().then_some(()))
     })
     .unwrap();
-    let served = server.finish().unwrap();
-    assert_eq!((served.accepted, served.closed, served.failures()), (count, count, 0));
+    let counts = server.finish().unwrap();
+    assert_eq!((counts.accepted, counts.closed, counts.failures()), (count, count, 0));
 }
 
 /// What a runtime may leave behind on the machine. Of cgroups, those with nobody in them: others
@@ -461,13 +461,13 @@ fn tell_container_story<R: Containers>(start: fn() -> Result<R>, host: fn(&R) ->
     .unwrap();
     let args = ["workload", "churn", "--to", &server, "--rate", "500", "--seconds", "10", "--count", "50"];
     let client: workload::Counts = serde_json::from_str(&runtime.exec("reader", &args).unwrap()).unwrap();
-    let served = wait_until("the server's counts", ms(10_000), || {
+    let counts = wait_until("the server's counts", ms(10_000), || {
         let logs = runtime.logs("server")?;
         Ok(logs.lines().find_map(|line| serde_json::from_str::<workload::Counts>(line).ok()))
     })
     .unwrap();
-    assert_eq!((client.opened, client.bytes_sent), (50, served.bytes_received));
-    assert_eq!(served.accepted, 50);
+    assert_eq!((client.opened, client.bytes_sent), (50, counts.bytes_received));
+    assert_eq!(counts.accepted, 50);
 
     let pids = ["web", "reader"].map(|name| runtime.pid(name).unwrap());
     let api = http::get_unix(runtime.socket(), "/v1.40/containers/json").unwrap().ok().unwrap();
@@ -503,6 +503,37 @@ fn a_panic_in_a_container_story_leaves_nothing_either() {
         panic!("in the middle of the story");
     });
     assert!(panic.is_err());
+    assert_eq!(Traces::now(), before);
+}
+
+/// Told twice: a child starts the runtimes and is killed, its parent sweeps.
+#[test]
+fn a_killed_runs_containers_are_swept() {
+    const CHILD: &str = "TCPTIDE_TEST_IS_KILLED";
+    if std::env::var_os(CHILD).is_some() {
+        let (docker, podman) = (Docker::start().unwrap(), Podman::start().unwrap());
+        docker.run("stays", &["sleep", "1000"]).unwrap();
+        podman.run("stays", &["sleep", "1000"]).unwrap();
+        println!("\npids {} {}", docker.pid("stays").unwrap(), podman.pid("stays").unwrap());
+        thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let _alone = alone();
+    let before = Traces::now();
+    let mut run = Command::new(std::env::current_exe().unwrap());
+    run.args(["--exact", "a_killed_runs_containers_are_swept", "--nocapture"]).env(CHILD, "yes");
+    let child = Reading::start(&mut run).unwrap();
+    let line = child.stdout().wait_for("the pids", ms(60_000), |line| line.starts_with("pids ")).unwrap();
+    let pids: Vec<i32> = line.split(' ').skip(1).map(|pid| pid.parse().unwrap()).collect();
+    let folder_prefix = format!("tcptide-{}-", child.pid());
+    let processes = || output(Command::new("ps").args(["-eo", "args"])).unwrap();
+    drop(child);
+    assert!(processes().contains(&folder_prefix), "the daemons outlive the killed run");
+    assert!(pids.len() == 2 && pids.iter().all(|&pid| running(pid)), "and so do the containers");
+    assert_ne!(Traces::now(), before);
+    sweep::sweep();
+    assert!(!processes().contains(&folder_prefix), "{}", processes());
+    assert!(!pids.iter().any(|&pid| running(pid)));
     assert_eq!(Traces::now(), before);
 }
 

@@ -71,7 +71,11 @@ pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
 fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
     let event = c.event.map_or("", Event::name);
     let carried = !matches!(c.event, Some(Event::Open | Event::Established | Event::Fail));
-    let took = if c.event == Some(Event::Established) { c.connect_us } else { c.duration_us.filter(|us| *us > 0) };
+    let took = match c.event {
+        Some(Event::Open) => None,
+        Some(Event::Established) => c.connect_us,
+        _ => c.duration_us,
+    };
     vec![
         units::clock(c.time, zone).into(),
         match c.event {

@@ -133,6 +133,11 @@ impl Cgroups {
         self.by_id.live().map(|(id, _)| *id).collect()
     }
 
+    /// Whether this cgroup still exists.
+    pub(super) fn is_live(&self, id: u64) -> bool {
+        self.by_id.is_live(&id)
+    }
+
     /// The ids of the cgroup at `path` and of all below it, lately removed ones too.
     pub(super) fn subtree(&self, path: &str) -> Vec<u64> {
         let path = path.trim_end_matches('/');

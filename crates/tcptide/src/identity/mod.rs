@@ -131,6 +131,11 @@ impl Directory {
             .collect()
     }
 
+    /// Whether this cgroup exists, as far as is known.
+    pub fn is_live(&self, cgroup_id: u64) -> bool {
+        self.shared.cgroups().is_live(cgroup_id)
+    }
+
     /// Ids of the cgroup at `path` and of all below it, lately removed ones too; empty if there is none.
     pub fn subtree(&self, path: &str) -> Vec<u64> {
         self.shared.cgroups().subtree(path)

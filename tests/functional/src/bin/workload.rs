@@ -72,7 +72,7 @@ struct Serve {
 }
 
 #[derive(Args)]
-struct To {
+struct Target {
     /// The server.
     #[arg(long)]
     to: SocketAddr,
@@ -90,7 +90,7 @@ struct To {
 #[derive(Args)]
 struct ChurnArgs {
     #[command(flatten)]
-    to: To,
+    target: Target,
     /// Connections per second.
     #[arg(long)]
     rate: f64,
@@ -111,7 +111,7 @@ struct ChurnArgs {
 #[derive(Args)]
 struct Hold {
     #[command(flatten)]
-    to: To,
+    target: Target,
     /// Connections; more than one process may open are spread over several.
     #[arg(long)]
     count: u64,
@@ -123,7 +123,7 @@ struct Hold {
 #[derive(Args)]
 struct PingPongArgs {
     #[command(flatten)]
-    to: To,
+    target: Target,
     /// Requests.
     #[arg(long, default_value_t = 100)]
     count: u64,
@@ -141,7 +141,7 @@ struct PingPongArgs {
 #[derive(Args)]
 struct StreamArgs {
     #[command(flatten)]
-    to: To,
+    target: Target,
     /// Length of the request.
     #[arg(long)]
     bytes: u64,
@@ -153,7 +153,7 @@ struct StreamArgs {
     no_answer: bool,
 }
 
-impl To {
+impl Target {
     fn client(&self) -> Client {
         Client {
             to: self.to,
@@ -182,10 +182,10 @@ fn run(workload: Workload) -> Result<Counts> {
         Workload::Serve(args) if args.processes > 1 => serve_with_several(&args),
         Workload::Serve(args) => serve(&args),
         Workload::Churn(args) => Ok(run_churn(&args)),
-        Workload::Hold(args) if args.count > per_process() => hold_with_several(&args),
+        Workload::Hold(args) if args.count > connections_per_process() => hold_with_several(&args),
         Workload::Hold(args) => hold(&args),
         Workload::Pingpong(args) => Ok(ping_pong(
-            &args.to.client(),
+            &args.target.client(),
             &PingPong {
                 count: args.count,
                 bytes: args.bytes,
@@ -194,7 +194,7 @@ fn run(workload: Workload) -> Result<Counts> {
             },
         )),
         Workload::Stream(args) => Ok(stream(
-            &args.to.client(),
+            &args.target.client(),
             &Stream { bytes: args.bytes, rate: args.rate, answer: !args.no_answer },
         )),
     }
@@ -254,14 +254,14 @@ fn run_churn(args: &ChurnArgs) -> Counts {
         bytes: args.bytes,
         threads: args.threads,
     };
-    churn(&args.to.client(), &plan)
+    churn(&args.target.client(), &plan)
 }
 
 fn hold(args: &Hold) -> Result<Counts> {
     let start = Instant::now();
     let limit = Duration::from_secs_f64(args.seconds);
     let told = told_to_end()?;
-    let held = Held::open(&args.to.client(), args.count, limit)?;
+    let held = Held::open(&args.target.client(), args.count, limit)?;
     eprintln!("ready: holding {} connections", held.counts().opened);
     wait_for(&told, limit.saturating_sub(start.elapsed()));
     Ok(held.close())
@@ -271,13 +271,13 @@ fn hold(args: &Hold) -> Result<Counts> {
 fn hold_with_several(args: &Hold) -> Result<Counts> {
     let start = Instant::now();
     let told = told_to_end()?;
-    let processes = args.count.div_ceil(per_process());
+    let processes = args.count.div_ceil(connections_per_process());
     let children = (0..processes).map(|number| {
         let share = args.count / processes + u64::from(number < args.count % processes);
         let mut child = own_command("hold")?;
-        child.args(["--to", &args.to.to.to_string(), "--count", &share.to_string()]);
-        child.args(["--seconds", &args.seconds.to_string(), "--timeout", &args.to.timeout.to_string()]);
-        if args.to.reset {
+        child.args(["--to", &args.target.to.to_string(), "--count", &share.to_string()]);
+        child.args(["--seconds", &args.seconds.to_string(), "--timeout", &args.target.timeout.to_string()]);
+        if args.target.reset {
             child.arg("--reset");
         }
         let from = sources(args, number, share);
@@ -300,10 +300,10 @@ fn hold_with_several(args: &Hold) -> Result<Counts> {
 
 /// The source addresses of one of several processes that hold connections.
 fn sources(args: &Hold, process: u64, share: u64) -> Vec<String> {
-    if !args.to.from.is_empty() {
-        return args.to.from.iter().map(ToString::to_string).collect();
+    if !args.target.from.is_empty() {
+        return args.target.from.iter().map(ToString::to_string).collect();
     }
-    let on_loopback = args.to.to.is_ipv4() && args.to.to.ip().is_loopback();
+    let on_loopback = args.target.to.is_ipv4() && args.target.to.ip().is_loopback();
     if !on_loopback {
         return Vec::new();
     }
@@ -311,10 +311,6 @@ fn sources(args: &Hold, process: u64, share: u64) -> Vec<String> {
     (0..share.div_ceil(PER_SOURCE))
         .map(|source| Ipv4Addr::new(127, 99, octet(process), octet(source)).to_string())
         .collect()
-}
-
-fn per_process() -> u64 {
-    connections_per_process()
 }
 
 fn own_command(subcommand: &str) -> Result<Command> {

@@ -111,11 +111,10 @@ impl Direction {
         let mut control = lock(&control);
         // Router solicitations and multicast reports come when the kernel likes: if they drew
         // random numbers, stories would differ from run to run.
-        let Some(header) = Header::parse(packet).filter(|header| !header.destination.is_multicast()) else {
+        if Header::parse(packet).is_none_or(|header| header.destination.is_multicast()) {
             control.counters.ignored += 1;
             return;
-        };
-        debug_assert!(header.transport <= packet.len());
+        }
         control.counters.received += 1;
         control.counters.received_bytes += packet.len() as u64;
         let verdict = control.filter.as_mut().map_or(Verdict::Pass, |filter| filter(packet));
@@ -146,7 +145,7 @@ impl Direction {
             control.counters.overflowed += 1;
             return;
         };
-        let packet = self.changed(control, packet, &fate);
+        let packet = changed(control, packet, &fate);
         if fate.hold_back {
             control.counters.held_back += 1;
         }
@@ -157,20 +156,21 @@ impl Direction {
         self.enqueue(due, packet);
     }
 
-    fn changed(&self, control: &mut Control, packet: &[u8], fate: &Fate) -> Vec<u8> {
-        let mut packet = packet.to_vec();
-        if let Some(random) = fate.corrupt
-            && flip_bit(&mut packet, random)
-        {
-            control.counters.corrupted += 1;
-        }
-        packet
-    }
-
     fn enqueue(&mut self, due: Instant, packet: Vec<u8>) {
         self.number += 1;
         self.queue.push(Reverse(UnderWay { due, number: self.number, packet }));
     }
+}
+
+/// The packet with what its fate does to its bytes.
+fn changed(control: &mut Control, packet: &[u8], fate: &Fate) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if let Some(random) = fate.corrupt
+        && flip_bit(&mut packet, random)
+    {
+        control.counters.corrupted += 1;
+    }
+    packet
 }
 
 /// The time left until `moment` as `poll` wants it; zero if it has passed.

@@ -61,8 +61,9 @@ pub type Filter = dyn FnMut(&[u8]) -> Verdict + Send;
 
 /// What one direction has done so far, in packets.
 ///
-/// `received = filtered + blackholed + dropped + overflowed + (forwarded - duplicated)
-/// + undeliverable + those still under way`.
+/// Of a packet received, one of these becomes true: `filtered`, `blackholed`, `dropped`,
+/// `overflowed`, `forwarded`, `undeliverable`, or it is still under way. `forwarded` and
+/// `undeliverable` count the duplicates too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Unicast packets taken from the device.

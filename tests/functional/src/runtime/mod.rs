@@ -98,8 +98,7 @@ pub trait Containers {
         networks
             .into_iter()
             .flatten()
-            .filter_map(|(_, network)| network.get("IPAddress")?.as_str()?.parse().ok())
-            .next()
+            .find_map(|(_, network)| network.get("IPAddress")?.as_str()?.parse().ok())
             .ok_or_else(|| anyhow!("the container {name} has no address"))
     }
 

@@ -1,0 +1,27 @@
+# Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check docs fmt clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## build, then show this host's TCP connections; installs what building needs
+	@tools/run.sh
+
+test: ## everything that this machine can test; installs the tests' tools when root
+	@tools/test.sh
+
+check: ## what needs no root: format, lints, dependencies, API documentation, unit tests
+	@tools/test.sh check
+
+docs: ## write the generated pages in docs/ anew
+	@TCPTIDE_WRITE_DOCS=1 cargo test --quiet -p tcptide-model -p tcptide
+	@git status --short docs
+
+fmt: ## format the Rust and the C
+	@cargo fmt --all
+	@find crates/probe/bpf -name '*.[ch]' -exec clang-format -i {} +
+
+clean: ## remove what was built
+	@cargo clean

@@ -1,2 +1,0 @@
-//! x
-pub(crate) fn run(_: &crate::args::AgentArgs) -> anyhow::Result<()> { Ok(()) }

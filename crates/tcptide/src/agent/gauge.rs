@@ -1,0 +1,139 @@
+//! The thread that owns the monitor. Scrapes come to it one by one, and those that came while it walked share the next
+//! walk.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use model::{filter::Filter, record};
+use probe::{Monitor, Options, Walk};
+use tokio::sync::oneshot;
+
+use super::{
+    exposition::{self, Exposition},
+    series::Series,
+};
+use crate::{
+    args::AgentArgs,
+    identity::Directory,
+    session::{directory, owner, take_cgroup_events},
+};
+
+/// How often cgroups made and removed are taken note of between scrapes.
+const PERIOD: Duration = Duration::from_millis(250);
+/// How often network namespaces that appeared are looked into, for what was there before they were seen.
+const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
+
+/// What a scrape gets: the metrics, or why there are none.
+pub(crate) type Answer = Result<Exposition, String>;
+
+/// The way to the gauge's thread.
+#[derive(Clone)]
+pub(crate) struct Gauge {
+    scrapes: Sender<oneshot::Sender<Answer>>,
+}
+
+impl Gauge {
+    /// Loads and attaches the programs, in a thread of their own.
+    pub(crate) fn start(args: &AgentArgs) -> anyhow::Result<Self> {
+        let directory = directory(&args.runtimes)?;
+        let options = Options {
+            totals: true,
+            max_cgroups: args.max_cgroups,
+            measure: !args.no_program_stats,
+            filter: Filter::default(),
+            owner: owner(directory.layout()),
+            ..Options::default()
+        };
+        let series = Series::new(args.grace);
+        let (scrapes, asked) = channel();
+        let (ready, started) = channel();
+        thread::Builder::new()
+            .name("gauge".to_owned())
+            .spawn(move || match Monitor::start(&options) {
+                Ok(monitor) => {
+                    let _ = ready.send(Ok(()));
+                    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+                    Worker { monitor, directory, series, kernel }.run(&asked);
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .context("cannot start the gauge's thread")?;
+        started.recv().context("the gauge's thread ended while it started")??;
+        Ok(Self { scrapes })
+    }
+
+    /// The metrics as of now.
+    pub(crate) async fn scrape(&self) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the gauge's thread has ended".to_owned();
+        self.scrapes.send(answer).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+struct Worker {
+    monitor: Monitor,
+    directory: Directory,
+    series: Series,
+    kernel: String,
+}
+
+impl Worker {
+    /// Works until nobody is left to ask.
+    fn run(mut self, asked: &Receiver<oneshot::Sender<Answer>>) {
+        let mut adopted = Instant::now();
+        loop {
+            let first = match asked.recv_timeout(PERIOD) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Err(error) = self.take_notes() {
+                tracing::warn!("{error:#}");
+            }
+            if adopted.elapsed() >= ADOPTION_PERIOD {
+                adopted = Instant::now();
+                if let Err(error) = self.monitor.adopt_namespaces() {
+                    tracing::warn!("{error}");
+                }
+            }
+            if let Some(first) = first {
+                let answer = self.scrape().map_err(|error| format!("{error:#}"));
+                for waiting in std::iter::once(first).chain(asked.try_iter()) {
+                    let _ = waiting.send(answer.clone());
+                }
+            }
+        }
+    }
+
+    fn take_notes(&mut self) -> anyhow::Result<()> {
+        take_cgroup_events(&mut self.monitor, &self.directory)?;
+        Ok(())
+    }
+
+    fn scrape(&mut self) -> anyhow::Result<Exposition> {
+        let walk: Walk = self.monitor.walk(None)?;
+        let totals = self.monitor.totals()?;
+        let gone = self.series.update(&totals, &self.directory, walk.number);
+        for cgroup in gone {
+            self.monitor.forget(cgroup)?;
+        }
+        let losses = self.monitor.losses();
+        let about = exposition::About {
+            walk,
+            kernel: self.kernel.clone(),
+            programs: self.monitor.programs(),
+            measuring: self.monitor.is_measuring(),
+            connection_events_lost: losses[record::loss::LOSS_CONNECTION_EVENT],
+            cgroup_events_lost: losses[record::loss::LOSS_CGROUP_EVENT],
+            storage_failures: losses[record::loss::LOSS_STORAGE],
+            totals_failures: losses[record::loss::LOSS_TOTALS],
+            unattributed: losses[record::loss::LOSS_OWNER],
+        };
+        Ok(exposition::render(self.series.all(), &about)?)
+    }
+}

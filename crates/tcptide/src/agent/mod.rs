@@ -1,0 +1,24 @@
+//! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
+
+mod exposition;
+mod gauge;
+mod http;
+mod series;
+
+use std::net::TcpListener;
+
+use anyhow::Context as _;
+use probe::check_privileges;
+
+use crate::args::AgentArgs;
+
+pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    // Before anything is loaded: these are the usual mistakes.
+    let listener = TcpListener::bind(args.listen).with_context(|| {
+        format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
+    })?;
+    check_privileges()?;
+    let gauge = gauge::Gauge::start(args)?;
+    eprintln!("tcptide: attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
+    http::serve(listener, gauge)
+}

@@ -1,0 +1,100 @@
+# shellcheck shell=bash
+# Installs the programs and libraries that are missing: through apt, or else names their packages. Sourced.
+
+# How to tell that something is there, then its packages: apt, dnf, pacman, apk, zypper.
+build_needs() {
+    cat <<'EOF'
+program clang       clang           clang                         clang     clang            clang
+program cc          gcc             gcc                           gcc       gcc              gcc
+program make        make            make                          make      make             make
+program pkg-config  pkg-config      pkgconf-pkg-config            pkgconf   pkgconf          pkg-config
+header  stdio.h     libc6-dev       glibc-devel                   glibc     musl-dev         glibc-devel
+header  libelf.h    libelf-dev      elfutils-libelf-devel         libelf    elfutils-dev     libelf-devel
+header  zlib.h      zlib1g-dev      zlib-devel                    zlib      zlib-dev         zlib-devel
+library libelf.a    libelf-dev      elfutils-libelf-devel-static  libelf    libelf-static    libelf-devel-static
+library libz.a      zlib1g-dev      zlib-static                   zlib      zlib-static      zlib-devel-static
+EOF
+}
+
+# What the functional tests start.
+test_needs() {
+    cat <<'EOF'
+program ip          iproute2        iproute                       iproute2  iproute2         iproute2
+program ss          iproute2        iproute                       iproute2  iproute2-ss      iproute2
+program nsenter     util-linux      util-linux                    util-linux util-linux      util-linux
+program iptables    iptables        iptables                      iptables  iptables         iptables
+program dockerd     docker.io       moby-engine                   docker    docker           docker
+program docker      docker.io       moby-engine                   docker    docker-cli       docker
+program podman      podman          podman                        podman    podman           podman
+program runc        runc            runc                          runc      runc             runc
+file /usr/lib/cni/bridge containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
+static  busybox     busybox-static  busybox                       busybox   busybox-static   busybox-static
+program nginx       nginx-light     nginx                         nginx     nginx            nginx
+program prometheus  prometheus      prometheus                    prometheus prometheus      golang-github-prometheus-prometheus
+program promtool    prometheus      prometheus                    prometheus prometheus      golang-github-prometheus-prometheus
+EOF
+}
+
+has() {
+    # Debian keeps daemons in sbin, which is not on every user's PATH.
+    local PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+    case $1 in
+        program) command -v "$2" ;;
+        file) [[ -e $2 ]] ;;
+        static) command -v "$2" && ! ldd "$(command -v "$2")" ;;
+        header) printf '#include <%s>\n' "$2" | cc -E - ;;
+        library) [[ $(cc -print-file-name="$2") == /* ]] ;;
+    esac >/dev/null 2>&1
+}
+
+# The packages, as manager number $1 calls them, of those of the needs on stdin that are not there.
+missing_packages() {
+    local need
+    while read -ra need; do
+        has "${need[0]}" "${need[1]}" || printf '%s\n' "${need[$1 + 1]}"
+    done | sort -u
+}
+
+# Sees to it that the needs on stdin are there.
+install_missing() {
+    local managers=(apt-get dnf pacman apk zypper) number needs packages
+    needs=$(cat)
+    for number in "${!managers[@]}"; do
+        command -v "${managers[number]}" >/dev/null || continue
+        mapfile -t packages < <(missing_packages $((number + 1)) <<<"$needs")
+        if [[ ${#packages[@]} == 0 ]]; then
+            return
+        elif [[ ${managers[number]} == apt-get ]]; then
+            apt_install "${packages[@]}"
+            return
+        fi
+        fail "these packages are missing, install them with ${managers[number]}: ${packages[*]}"
+    done
+    mapfile -t packages < <(missing_packages 1 <<<"$needs")
+    [[ ${#packages[@]} == 0 ]] || fail "these are missing (by the names of Debian's packages): ${packages[*]}"
+}
+
+apt_install() {
+    local apt=(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
+    local install=("${apt[@]}" install -y --no-install-recommends "$@")
+    say "installing through apt: $*"
+    {
+        if compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null && "${install[@]}"; then
+            return
+        fi
+        # No package lists, or lists so old that the mirror no longer has what they name.
+        "${apt[@]}" update
+        "${install[@]}" || fail "apt could not install: $*"
+    } >&2
+}
+
+# Runs a command (as root) during which no package starts a service: the tests start their own.
+without_services() (
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    "$@"
+)

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Tests everything that this machine can test; with the argument `check`, what needs no root. Stops at the first
+# step that fails. What could not be run is named at the end, and is a failure where CI=true.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/lib.sh
+source tools/packages.sh
+source tools/rust.sh
+
+durations=()
+not_run=()
+current=
+
+# Runs a command under a name, with its time.
+step() {
+    current=$1
+    shift
+    local begin=$SECONDS
+    printf '\n== %s: %s\n' "$current" "$*"
+    "$@"
+    durations+=("$(printf '%5d s  %s' $((SECONDS - begin)) "$current")")
+    current=
+}
+
+summary() {
+    local status=$?
+    [[ ${#durations[@]} == 0 ]] || printf '\n%s\n' "$(printf '%s\n' "${durations[@]}")"
+    [[ -z $current ]] || printf 'FAILED: %s\n' "$current"
+    [[ ${#not_run[@]} == 0 ]] || printf 'not run: %s\n' "${not_run[@]}"
+    printf '%5d s  in all\n' "$SECONDS"
+    exit "$status"
+}
+trap summary EXIT
+
+prepare() {
+    build_needs | install_missing
+    need_rust
+    need_lints
+}
+
+check() {
+    step "format" cargo fmt --all --check
+    step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings
+    step "API documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+    step "dependencies" tools/deny.sh
+    step "unit tests" cargo test --locked --no-fail-fast -p tcptide-model -p tcptide-probe -p tcptide
+}
+
+# Namespaces, containers, BPF: as root only.
+functional() {
+    local target=${CARGO_TARGET_DIR:-target}
+    step "release build" cargo build --locked --release -p tcptide
+    if ! is_root; then
+        not_run+=("the functional tests and \`make run\`, which need root")
+        return
+    fi
+    step "tools of the functional tests" install_test_tools
+    step "build of the functional tests" cargo test --locked -p functional --no-run
+    # One story at a time: some count what happens on the whole host.
+    step "functional tests" env TCPTIDE="$(realpath "$target/release/tcptide")" \
+        cargo test --locked --no-fail-fast -p functional -- --test-threads=1
+    step "make run" run_unattended
+}
+
+install_test_tools() { test_needs | without_services install_missing; }
+
+# As it runs where nobody watches: stdout is no terminal.
+run_unattended() { tools/run.sh </dev/null | cat; }
+
+step "what building needs" prepare
+check
+[[ ${1:-} == check ]] || functional
+if [[ ${#not_run[@]} != 0 && ${CI:-} == true ]]; then
+    current="CI has to run everything"
+    exit 1
+fi
