@@ -1,18 +1,23 @@
 # shellcheck shell=bash
 # Installs the programs and libraries that are missing: through apt, or else names their packages. Sourced.
 
-# How to tell that something is there, then its packages: apt, dnf, pacman, apk, zypper.
+# How to tell that something is there, then its package for apt, dnf, pacman, apk and zypper. From autoreconf on:
+# for libelf, which is built from source and linked in, as few distributions have a static one that links.
 build_needs() {
     cat <<'EOF'
-program clang       clang           clang                         clang     clang            clang
-program cc          gcc             gcc                           gcc       gcc              gcc
-program make        make            make                          make      make             make
-program pkg-config  pkg-config      pkgconf-pkg-config            pkgconf   pkgconf          pkg-config
-header  stdio.h     libc6-dev       glibc-devel                   glibc     musl-dev         glibc-devel
-header  libelf.h    libelf-dev      elfutils-libelf-devel         libelf    elfutils-dev     libelf-devel
-header  zlib.h      zlib1g-dev      zlib-devel                    zlib      zlib-dev         zlib-devel
-library libelf.a    libelf-dev      elfutils-libelf-devel-static  libelf    libelf-static    libelf-devel-static
-library libz.a      zlib1g-dev      zlib-static                   zlib      zlib-static      zlib-devel-static
+program clang       clang       clang                  clang       clang         clang
+program cc          gcc         gcc                    gcc         gcc           gcc
+program make        make        make                   make        make          make
+program pkg-config  pkg-config  pkgconf-pkg-config     pkgconf     pkgconf       pkg-config
+header  stdio.h     libc6-dev   glibc-devel            glibc       musl-dev      glibc-devel
+header  libelf.h    libelf-dev  elfutils-libelf-devel  libelf      elfutils-dev  libelf-devel
+header  zlib.h      zlib1g-dev  zlib-devel             zlib        zlib-dev      zlib-devel
+program autoreconf  autoconf    autoconf               autoconf    autoconf      autoconf
+program automake    automake    automake               automake    automake      automake
+program autopoint   autopoint   gettext-devel          gettext     gettext-dev   gettext-tools
+program flex        flex        flex                   flex        flex          flex
+program bison       bison       bison                  bison       bison         bison
+program gawk        gawk        gawk                   gawk        gawk          gawk
 EOF
 }
 
@@ -43,7 +48,6 @@ has() {
         file) [[ -e $2 ]] ;;
         static) command -v "$2" && ! ldd "$(command -v "$2")" ;;
         header) printf '#include <%s>\n' "$2" | cc -E - ;;
-        library) [[ $(cc -print-file-name="$2") == /* ]] ;;
     esac >/dev/null 2>&1
 }
 

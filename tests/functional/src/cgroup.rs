@@ -185,7 +185,6 @@ fn remove_if_dead(folder: &Path, parent_is_dead: bool) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -77,7 +77,6 @@ fn parse(answer: &str) -> Result<Response> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

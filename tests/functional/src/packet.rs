@@ -248,7 +248,6 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

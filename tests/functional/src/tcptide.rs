@@ -168,7 +168,10 @@ impl Streaming {
     /// Waits until it has said on stderr that its programs are attached: what happens from now on
     /// is seen.
     pub fn wait_ready(&self) -> Result<()> {
-        self.reading.stderr().wait_for("`attached`", ATTACH, |line| line.contains("attached")).map(drop)
+        self.reading
+            .stderr()
+            .wait_for("`tcptide: attached`", ATTACH, |line| line.contains("tcptide: attached"))
+            .map(drop)
     }
 
     /// Waits for a line of stdout, also among those already there.

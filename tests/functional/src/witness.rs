@@ -235,7 +235,6 @@ fn parse_plain(text: &str) -> BTreeMap<String, i64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
