@@ -82,14 +82,12 @@ apt_install() {
     local apt=(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
     local install=("${apt[@]}" install -y --no-install-recommends "$@")
     say "installing through apt: $*"
-    {
-        if compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null && "${install[@]}"; then
-            return
-        fi
-        # No package lists, or lists so old that the mirror no longer has what they name.
-        "${apt[@]}" update
-        "${install[@]}" || fail "apt could not install: $*"
-    } >&2
+    if compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null && "${install[@]}" >/dev/null; then
+        return
+    fi
+    # No package lists, or lists so old that the mirror no longer has what they name.
+    "${apt[@]}" update >/dev/null
+    "${install[@]}" >/dev/null || fail "apt could not install: $*"
 }
 
 # Runs a command (as root) during which no package starts a service: the tests start their own.

@@ -170,7 +170,9 @@ impl<'a> Entry<'a> {
         // The way is no longer than the table; a circle would be.
         for _ in all {
             let covers = |other: &Entry| {
+                // A root that is its own parent, as an initramfs is, lies over nothing.
                 other.parent == step.parent
+                    && other.id != other.parent
                     && other.point != step.point
                     && Path::new(&step.point).starts_with(&other.point)
             };
@@ -329,6 +331,16 @@ mod tests {
         assert_eq!(CgroupLayout::parse(&new_sys), CgroupLayout::None);
         let mounted_again = format!("{new_sys}91 90 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
         assert_eq!(CgroupLayout::parse(&mounted_again).mount(), Some(&mount("/sys/fs/cgroup", "/")));
+    }
+
+    #[test]
+    fn an_initramfs_is_its_own_parent() {
+        let text = "\
+1 1 0:2 / / rw - rootfs rootfs rw
+23 1 0:21 / /sys rw,relatime - sysfs sys rw
+25 23 0:22 / /sys/fs/cgroup rw,relatime - cgroup2 none rw
+";
+        assert_eq!(CgroupLayout::parse(text).mount(), Some(&mount("/sys/fs/cgroup", "/")));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | [`runtime`] | Docker and Podman, and a small image to run |
 //! | [`nginx`], [`prometheus`] | a real server, and a real reader of metrics |
 //! | [`tcptide`] | the binary under test |
+//! | [`connections`] | the connections that it tells of |
 //! | [`witness`] | `ss` and the kernel's counters, parsed |
 //!
 //! Everything made here is named after the process that made it, is removed on `Drop` (also when
@@ -29,6 +30,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
 pub mod cgroup;
+pub mod connections;
 pub mod forwarder;
 pub mod http;
 pub mod netns;
