@@ -18,7 +18,7 @@ need_rust() {
     local path=$PATH candidate
     wanted_rust=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     # rustup's folder is not on the PATH before the next login; a distribution's may be newer than rustup's.
-    for PATH in "$path" "${CARGO_HOME:-$HOME/.cargo}/bin:$path" "/usr/bin:$path"; do
+    for PATH in "$path" "${CARGO_HOME:-${HOME:-}/.cargo}/bin:$path" "/usr/bin:$path"; do
         rust_is_enough && return
     done
     candidate=$(apt_candidate rustc)

@@ -32,7 +32,7 @@ fn translate(header: &str) -> Result<String, Box<dyn Error>> {
         if in_comment {
             in_comment = !line.ends_with("*/");
         } else if let Some(text) = line.strip_prefix("/* ").and_then(|l| l.strip_suffix(" */")) {
-            doc = text.to_owned();
+            text.clone_into(&mut doc);
         } else if line.starts_with("/*") {
             in_comment = true;
         } else if let Some(rest) = line.strip_prefix("#define ") {
@@ -49,7 +49,10 @@ fn translate(header: &str) -> Result<String, Box<dyn Error>> {
             block = Block::Enum { next: 0 };
         } else if let Some(name) = line.strip_prefix("struct ").and_then(|l| l.strip_suffix(" {")) {
             let name = camel(name);
-            writeln!(out, "#[doc = {doc:?}]\n#[repr(C)]\n#[derive(Debug, Clone, Copy, PartialEq, Eq)]\npub struct {name} {{")?;
+            writeln!(
+                out,
+                "#[doc = {doc:?}]\n#[repr(C)]\n#[derive(Debug, Clone, Copy, PartialEq, Eq)]\npub struct {name} {{"
+            )?;
             block = Block::Struct { name, zeros: String::new() };
         } else if line == "};" {
             writeln!(out, "}}")?;
@@ -65,10 +68,8 @@ fn translate(header: &str) -> Result<String, Box<dyn Error>> {
                     *next += 1;
                 }
                 Block::Struct { zeros, .. } => {
-                    let (kind, field) = line
-                        .strip_suffix(';')
-                        .and_then(|l| l.rsplit_once(' '))
-                        .ok_or_else(at)?;
+                    let (kind, field) =
+                        line.strip_suffix(';').and_then(|l| l.rsplit_once(' ')).ok_or_else(at)?;
                     let (member, zero) = member(kind, field).ok_or_else(at)?;
                     writeln!(out, "    #[doc = {doc:?}]\n    pub {member},")?;
                     zeros.push_str(&zero);
@@ -86,8 +87,9 @@ fn member(kind: &str, field: &str) -> Option<(String, String)> {
         Some(name) => camel(name),
         None => format!("u{}", kind.strip_prefix("__u")?),
     };
+    let zero = if kind.starts_with('u') { "0".to_owned() } else { format!("{kind}::default()") };
     let Some((name, len)) = field.strip_suffix(']').and_then(|f| f.split_once('[')) else {
-        return Some((format!("{field}: {kind}"), format!("{field}: Default::default(), ")));
+        return Some((format!("{field}: {kind}"), format!("{field}: {zero}, ")));
     };
     // A length that is the last value of an enum stands in that enum's module.
     let len = match len {

@@ -311,7 +311,9 @@ mod tests {
                     let label = metric.label.expect("a label for each value");
                     assert_eq!(values.len(), label.values.len(), "{}", metric.name);
                 }
-                Reading::One(_) | Reading::Distribution(_) => assert!(metric.label.is_none(), "{}", metric.name),
+                Reading::One(_) | Reading::Distribution(_) => {
+                    assert!(metric.label.is_none(), "{}", metric.name);
+                }
             }
         }
     }

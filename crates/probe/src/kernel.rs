@@ -18,7 +18,9 @@ impl Kernel {
     /// Reads the kernel's BTF and makes sure that the kernel is new enough.
     pub fn look() -> Result<Self, Error> {
         let mut first = [0];
-        fs::File::open("/sys/kernel/btf/vmlinux").and_then(|mut f| f.read_exact(&mut first)).map_err(Error::NoBtf)?;
+        fs::File::open("/sys/kernel/btf/vmlinux")
+            .and_then(|mut f| f.read_exact(&mut first))
+            .map_err(Error::NoBtf)?;
         let btf = Btf::from_vmlinux().map_err(|e| Error::system("read the kernel's BTF", e))?;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = Self { btf, release };
@@ -49,19 +51,23 @@ impl Kernel {
 const NEEDED: &[(CapabilitySet, &str, &str)] = &[
     (CapabilitySet::BPF, "CAP_BPF", "load BPF programs"),
     (CapabilitySet::PERFMON, "CAP_PERFMON", "attach them to tracepoints"),
-    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN", "enter network namespaces for connections that were there before"),
+    (
+        CapabilitySet::SYS_ADMIN,
+        "CAP_SYS_ADMIN",
+        "enter network namespaces for connections that were there before",
+    ),
     (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "find the network namespaces of other users' processes"),
 ];
 
 /// Which capabilities this process has not got.
 fn missing_capabilities() -> Vec<Capability> {
-    let held = capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     NEEDED
         .iter()
         // Before 5.8 CAP_SYS_ADMIN was all of them, and it still is.
         .filter(|(capability, _, _)| {
             let by_admin = *capability == CapabilitySet::BPF || *capability == CapabilitySet::PERFMON;
-            !held.contains(*capability) && !(by_admin && held.contains(CapabilitySet::SYS_ADMIN))
+            !(held.contains(*capability) || (by_admin && held.contains(CapabilitySet::SYS_ADMIN)))
         })
         .map(|(_, name, purpose)| Capability { name, purpose })
         .collect()

@@ -96,7 +96,10 @@ impl Monitor {
             return Ok(());
         }
         let Some(loaded) = self.skel.object().progs_mut().find(|p| p.name() == program.name) else {
-            return Err(Error::system("attach a BPF program", format!("the object has no '{}'", program.name)));
+            return Err(Error::system(
+                "attach a BPF program",
+                format!("the object has no '{}'", program.name),
+            ));
         };
         let link = match program.hook {
             "iter/bpf_sk_storage_map" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
@@ -128,7 +131,8 @@ impl Monitor {
         let Some(link) = self.links.get("adopt_namespace") else { return Ok(0) };
         let all = network_namespaces();
         let visited = &self.visited;
-        let new: BTreeMap<_, _> = all.iter().filter(|(id, _)| !visited.contains(id)).map(clone_pair).collect();
+        let new: BTreeMap<_, _> =
+            all.iter().filter(|(id, _)| !visited.contains(id)).map(clone_pair).collect();
         let iterate = link.as_fd().try_clone_to_owned().map_err(|e| Error::system("share an iterator", e))?;
         let done = visit(&new, move || drain(create_iterator(&iterate)?))?;
         self.visited = all.into_keys().collect();
@@ -158,9 +162,11 @@ impl Monitor {
     /// its event tells; one that opens meanwhile may be missed by this walk.
     pub fn walk(&mut self, mut each: Option<&mut dyn FnMut(&record::Connection)>) -> Result<Walk, Error> {
         let began = Instant::now();
-        let link = self.links.get("walk").ok_or_else(|| Error::system("walk the sockets", "the program is off"))?;
+        let link =
+            self.links.get("walk").ok_or_else(|| Error::system("walk the sockets", "the program is off"))?;
         let mut iterator = Iter::new(link).map_err(|e| Error::system("walk the sockets", e))?;
-        let state = self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
+        let state =
+            self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
         state.walk_number = state.walk_number.wrapping_add(1);
         state.walk_used = 0;
         state.walk_seen = 0;
@@ -169,10 +175,17 @@ impl Monitor {
         let mut unused = [0; 64];
         loop {
             let answer = iterator.read(&mut unused);
-            let state = self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
+            let state = self
+                .skel
+                .maps
+                .bss_data
+                .as_deref_mut()
+                .ok_or_else(|| Error::system("walk", "no variables"))?;
             if let (Some(rows), Some(each)) = (&self.rows, each.as_mut()) {
                 let rows = rows.used(state.walk_used as usize);
-                rows.iter().for_each(|row| each(row));
+                for row in rows {
+                    each(row);
+                }
                 walk.rows += rows.len() as u64;
                 state.walk_used = 0;
             }
@@ -196,7 +209,9 @@ impl Monitor {
         for key in map.keys() {
             let Ok(cgroup) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
             // It may have been forgotten between the two calls.
-            if let Some(value) = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read totals", e))? {
+            if let Some(value) =
+                map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read totals", e))?
+            {
                 all.push((cgroup, Box::new(read::record(&value))));
             }
         }
@@ -214,7 +229,7 @@ impl Monitor {
     /// Says whether connections of a cgroup are asked for, and, unless it is said of this one alone, of those below it
     /// that nothing was said of. Needs [`Options::filter_cgroups`].
     pub fn want_cgroup(&self, cgroup: u64, wanted: bool, alone: bool) -> Result<(), Error> {
-        let value = u8::from(wanted) * record::WANTED | u8::from(alone) * record::WANTED_ALONE;
+        let value = (u8::from(wanted) * record::WANTED) | (u8::from(alone) * record::WANTED_ALONE);
         self.skel
             .maps
             .wanted_cgroups
@@ -247,10 +262,9 @@ impl Monitor {
             .iter()
             .map(|program| {
                 let status = self.statuses.get(program.name).cloned().unwrap_or(Status::Off);
-                let run = loaded
-                    .get(program.name)
-                    .filter(|_| status == Status::Attached)
-                    .and_then(|p| stats::of(p.as_fd()).map_err(|e| tracing::warn!("{}: {e}", program.name)).ok());
+                let run = loaded.get(program.name).filter(|_| status == Status::Attached).and_then(|p| {
+                    stats::of(p.as_fd()).map_err(|e| tracing::warn!("{}: {e}", program.name)).ok()
+                });
                 ProgramStats { program, status, run }
             })
             .collect()
@@ -272,7 +286,9 @@ fn clone_pair((id, path): (&u64, &PathBuf)) -> (u64, PathBuf) {
 }
 
 /// A ring buffer that is emptied into a queue.
-fn queue<T: read::Plain + 'static>(map: &libbpf_rs::MapMut<'_>) -> Result<(RingBuffer<'static>, Queue<T>), Error> {
+fn queue<T: read::Plain + 'static>(
+    map: &libbpf_rs::MapMut<'_>,
+) -> Result<(RingBuffer<'static>, Queue<T>), Error> {
     let queue = Queue::default();
     let into = Rc::clone(&queue);
     let mut builder = RingBufferBuilder::new();

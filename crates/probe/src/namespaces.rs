@@ -58,6 +58,8 @@ pub(crate) fn visit<R: Send>(
             }
             Ok(results)
         });
-        visitor.join().unwrap_or_else(|_| Err(Error::system("visit the network namespaces", "the visitor panicked")))
+        visitor
+            .join()
+            .unwrap_or_else(|_| Err(Error::system("visit the network namespaces", "the visitor panicked")))
     })
 }

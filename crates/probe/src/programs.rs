@@ -4,7 +4,7 @@ use std::fmt;
 
 use model::record::event;
 
-use crate::start::Options;
+use crate::start::{Options, Owner};
 
 /// One BPF program.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +75,13 @@ pub const PROGRAMS: &[Program] = &[
         feeds: "resets received",
         required: false,
         needed: |options| options.totals || options.wants(event::EVENT_RESET),
+    },
+    Program {
+        name: "used",
+        hook: "tp_btf/tcp_rcv_space_adjust",
+        feeds: "owners of accepted connections where there is only cgroup v1",
+        required: false,
+        needed: |options| options.follow && options.owner != Owner::Socket,
     },
     Program {
         name: "cgroup_made",

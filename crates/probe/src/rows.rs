@@ -20,7 +20,8 @@ impl Rows {
         // SAFETY: a new mapping of our own choosing of address; it is unmapped once, in Drop.
         let at = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, array, 0) }
             .map_err(|e| Error::system("map the rows of a walk into memory", e))?;
-        let first = NonNull::new(at.cast()).ok_or_else(|| Error::system("map the rows of a walk", "no address"))?;
+        let first =
+            NonNull::new(at.cast()).ok_or_else(|| Error::system("map the rows of a walk", "no address"))?;
         Ok(Self { first, capacity })
     }
 

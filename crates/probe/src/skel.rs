@@ -1,5 +1,13 @@
 //! What libbpf-cargo generates of `bpf/tcp.bpf.c`: the object, its maps and constants.
-#![allow(missing_docs, unreachable_pub, unused, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    unused,
+    clippy::all,
+    clippy::pedantic
+)]
 
 include!(concat!(env!("OUT_DIR"), "/tcp.skel.rs"));
 

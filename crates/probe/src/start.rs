@@ -12,11 +12,7 @@ use libbpf_rs::{
     MapCore as _, MapFlags, PrintLevel, set_print,
     skel::{OpenSkel as _, SkelBuilder as _},
 };
-use model::{
-    filter::Filter,
-    histogram::Scale,
-    record,
-};
+use model::{filter::Filter, histogram::Scale, record};
 
 use crate::{
     error::Error,
@@ -133,9 +129,13 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
         match result {
             Ok(skel) => return Ok(Loaded { skel, statuses }),
             Err(error) => {
-                let Some(program) = PROGRAMS.iter().find(|p| log.contains(&format!("prog '{}': failed to load", p.name)))
+                let Some(program) =
+                    PROGRAMS.iter().find(|p| log.contains(&format!("prog '{}': failed to load", p.name)))
                 else {
-                    return Err(Error::system("load the BPF object", last_words(&log).unwrap_or(error.to_string())));
+                    return Err(Error::system(
+                        "load the BPF object",
+                        last_words(&log).unwrap_or(error.to_string()),
+                    ));
                 };
                 let status = Status::Refused(reason(&log, program).unwrap_or(error.to_string()));
                 refuse_if_required(program, &status)?;
@@ -157,8 +157,11 @@ pub(crate) fn refuse_if_required(program: &Program, status: &Status) -> Result<(
 
 fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> Result<(), Error> {
     let peers = options.filter.peer.prefixes();
-    let constants: &mut types::rodata =
-        open.maps.rodata_data.as_deref_mut().ok_or_else(|| Error::system("set the constants", "no constants"))?;
+    let constants: &mut types::rodata = open
+        .maps
+        .rodata_data
+        .as_deref_mut()
+        .ok_or_else(|| Error::system("set the constants", "no constants"))?;
     constants.retransmit_has_err = kernel.tracepoint_arguments("tcp_retransmit_skb").is_some_and(|n| n > 2);
     constants.wanted_events = options.events;
     constants.wants_totals = options.totals;
@@ -173,9 +176,9 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     if let Owner::Task { controller } = &options.owner {
         let value = kernel.enum_value("cgroup_subsys_id", &format!("{controller}_cgrp_id"));
         constants.owner_by_task = true;
-        constants.owner_controller = value
-            .and_then(|v| u32::try_from(v).ok())
-            .ok_or_else(|| Error::system("tell owners by task", format!("this kernel has no controller {controller}")))?;
+        constants.owner_controller = value.and_then(|v| u32::try_from(v).ok()).ok_or_else(|| {
+            Error::system("tell owners by task", format!("this kernel has no controller {controller}"))
+        })?;
         constants.owner_hierarchy = hierarchy_of(controller).unwrap_or_default();
     }
     fill(&mut constants.rtt_bounds, &Scale::RTT);
@@ -233,6 +236,7 @@ pub(crate) fn fill_maps(skel: &TcpSkel<'_>, options: &Options) -> Result<(), Err
 static LOG: Mutex<String> = Mutex::new(String::new());
 
 fn with_log<R>(act: impl FnOnce() -> R) -> (R, String) {
+    #[allow(clippy::needless_pass_by_value)] // libbpf-rs wants it so
     fn keep(_: PrintLevel, text: String) {
         tracing::debug!(target: "libbpf", "{}", text.trim_end());
         LOG.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
@@ -247,7 +251,8 @@ fn with_log<R>(act: impl FnOnce() -> R) -> (R, String) {
 /// What the kernel said of one program: the verifier's last line before its statistics, and the error.
 fn reason(log: &str, program: &Program) -> Option<String> {
     let about = format!("libbpf: prog '{}': ", program.name);
-    let error = log.lines().find_map(|l| l.strip_prefix(&about)?.strip_prefix("BPF program load failed: "))?;
+    let error =
+        log.lines().find_map(|l| l.strip_prefix(&about)?.strip_prefix("BPF program load failed: "))?;
     let verifier = log
         .lines()
         .take_while(|line| !line.starts_with("-- END PROG LOAD LOG --"))

@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use crate::{error::Error, programs::{Program, Status}};
+use crate::{
+    error::Error,
+    programs::{Program, Status},
+};
 
 /// One program, what became of it, and what it has cost.
 #[derive(Debug, Clone)]

@@ -39,8 +39,10 @@ fn main() -> ExitCode {
 
 /// Warnings go to stderr; `TCPTIDE_LOG=debug` tells more.
 fn start_logging() {
-    let level = std::env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let level =
+        std::env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    let colour =
+        std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

@@ -101,7 +101,8 @@ impl Owners {
                 CgroupRef::Path(path) => !directory.subtree(path).is_empty(),
             });
         if !cgroups_found {
-            let asked = self.filter.cgroup.includes().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            let asked =
+                self.filter.cgroup.includes().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
             return Some(format!("there is no cgroup {}", sanitize(&asked)));
         }
         if found || !self.by_name() || !self.filter.cgroup.is_empty() {
@@ -116,11 +117,11 @@ impl Owners {
                 all.iter().filter(|c| is_container(c)).map(|c| sanitize(&c.name).into_owned()).collect();
             match containers.len() {
                 0 => text.push_str("; no container runs here"),
-                n => text.push_str(&format!("; there are {}{}", containers[..n.min(LISTED)].join(", "), more(n))),
+                n => text.extend(["; there are ", &containers[..n.min(LISTED)].join(", "), &more(n)]),
             }
         } else {
             let near: Vec<_> = near.into_iter().map(|name| sanitize(name).into_owned()).collect();
-            text.push_str(&format!("; did you mean {}?", near.join(" or ")));
+            text.extend(["; did you mean ", &near.join(" or "), "?"]);
         }
         Some(text)
     }

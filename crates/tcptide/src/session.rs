@@ -44,19 +44,20 @@ pub(crate) struct Session {
 
 impl Session {
     /// Starts a monitor for these connections. What else is wanted stands in `options`.
-    pub(crate) fn start(filter: &FilterArgs, output: &OutputArgs, options: Options) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        filter: &FilterArgs,
+        output: &OutputArgs,
+        mut options: Options,
+    ) -> anyhow::Result<Self> {
         check_privileges()?;
         let filter = filter.filter();
         // From here on a signal ends the command in order.
         let stop = stop_flag()?;
         let directory = directory(&output.runtimes)?;
         let owners = Owners::new(&filter);
-        let options = Options {
-            owner: owner(directory.layout()),
-            filter: filter.clone(),
-            filter_cgroups: owners.are_asked_for(),
-            ..options
-        };
+        options.owner = owner(directory.layout());
+        options.filter = filter.clone();
+        options.filter_cgroups = owners.are_asked_for();
         let monitor = Monitor::start(&options)?;
         directory.settle(PATIENCE);
         let mut session = Self { monitor, directory, filter, owners, stop };
@@ -74,7 +75,10 @@ impl Session {
         }
         for program in self.monitor.programs() {
             if matches!(program.status, probe::Status::Unsupported(_) | probe::Status::Refused(_)) {
-                eprintln!("tcptide: {}: {} (not shown: {})", program.program.name, program.status, program.program.feeds);
+                eprintln!(
+                    "tcptide: {}: {} (not shown: {})",
+                    program.program.name, program.status, program.program.feeds
+                );
             }
         }
     }
@@ -152,7 +156,10 @@ impl Session {
     pub(crate) fn report_losses(&self) {
         let losses = self.monitor.losses();
         for (which, what) in [
-            (record::loss::LOSS_CONNECTION_EVENT, "connection events were lost: the buffer was full (see --buffer)"),
+            (
+                record::loss::LOSS_CONNECTION_EVENT,
+                "connection events were lost: the buffer was full (see --buffer)",
+            ),
             (record::loss::LOSS_STORAGE, "sockets could not be followed: the kernel had no memory for them"),
         ] {
             if losses[which] > 0 {
@@ -209,7 +216,10 @@ pub(crate) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 /// What time the kernel's clock means.
 pub(crate) fn clock() -> Clock {
     let monotonic = clock_gettime(ClockId::Monotonic);
-    Clock { at: Timestamp::now(), monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64 }
+    Clock {
+        at: Timestamp::now(),
+        monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
+    }
 }
 
 /// One connection, for a program.

@@ -166,6 +166,9 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
 	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err);
+	/* With cgroup v1 only: accepted, and never seen in use. */
+	if (owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
+		lose(LOSS_OWNER);
 	sample_rtt(tp, g);
 	read_counters(tp, g, &now);
 	fold(g, &now, true);

@@ -60,8 +60,11 @@ struct Scrape(Vec<Family>);
 
 /// Writes all metrics.
 pub(crate) fn render(samples: &[Sample], about: &About) -> Result<Exposition, fmt::Error> {
-    let mut families: Vec<_> =
-        METRICS.iter().enumerate().filter_map(|(at, metric)| of_containers(at, metric, samples, about)).collect();
+    let mut families: Vec<_> = METRICS
+        .iter()
+        .enumerate()
+        .filter_map(|(at, metric)| of_containers(at, metric, samples, about))
+        .collect();
     families.extend(of_itself(samples, about));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape(families)));
@@ -77,25 +80,29 @@ fn of_containers(at: usize, metric: &'static Metric, samples: &[Sample], about: 
         name: metric.name,
         kind: metric.kind,
         help: metric.help,
-        series: samples.iter().flat_map(|sample| readings(metric, &sample.labels, &sample.readings[at])).collect(),
+        series: samples
+            .iter()
+            .flat_map(|sample| readings(metric, &sample.labels, &sample.readings[at]))
+            .collect(),
     })
 }
 
 fn readings(metric: &Metric, labels: &Labels, reading: &Reading) -> Vec<(LabelPairs, Value)> {
-    let value = |n: u64| if metric.kind == Kind::Counter { Value::Counter(n) } else { Value::Gauge(n as f64) };
+    let value =
+        |n: u64| if metric.kind == Kind::Counter { Value::Counter(n) } else { Value::Gauge(n as f64) };
     match reading {
         Reading::One(n) => vec![(owner(labels), value(*n))],
         Reading::Distribution(histogram) => vec![(owner(labels), Value::Distribution(histogram.clone()))],
         Reading::Each(numbers) => {
             let Some(label) = &metric.label else { return Vec::new() };
-            let one = |(name, n): (&Option<&'static str>, &u64)| {
+            let one = |(name, n): (Option<&'static str>, &u64)| {
                 name.map(|name| {
                     let mut pairs = owner(labels);
                     pairs.push((label.name, name.to_owned()));
                     (pairs, value(*n))
                 })
             };
-            label.values.iter().zip(numbers).filter_map(one).collect()
+            label.values.iter().copied().zip(numbers).filter_map(one).collect()
         }
     }
 }
@@ -167,7 +174,9 @@ impl Collector for Scrape {
         for family in self.0.iter().filter(|family| !family.series.is_empty()) {
             // OpenMetrics names a counter without the _total of its samples; the encoder puts it there.
             let (name, kind) = match family.kind {
-                Kind::Counter => (family.name.strip_suffix("_total").unwrap_or(family.name), MetricType::Counter),
+                Kind::Counter => {
+                    (family.name.strip_suffix("_total").unwrap_or(family.name), MetricType::Counter)
+                }
                 Kind::Gauge => (family.name, MetricType::Gauge),
                 Kind::Histogram => (family.name, MetricType::Histogram),
             };
@@ -191,7 +200,12 @@ fn write(metric: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
         Value::Gauge(n) => metric.encode_gauge(n),
         Value::Distribution(histogram) => {
             let buckets = histogram.octaves();
-            metric.encode_histogram::<NoLabelSet>(histogram.sum_us() as f64 / 1e6, histogram.count(), &buckets, None)
+            metric.encode_histogram::<NoLabelSet>(
+                histogram.sum_us() as f64 / 1e6,
+                histogram.count(),
+                &buckets,
+                None,
+            )
         }
     }
 }
@@ -205,8 +219,10 @@ impl Exposition {
         while let Some(line) = lines.next() {
             let help = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' '));
             match (help, lines.peek()) {
-                (Some((name, help)), Some(next)) if next.starts_with("# TYPE ") && next.ends_with(" counter") => {
-                    text += &format!("# HELP {name}_total {help}\n# TYPE {name}_total counter\n");
+                (Some((name, help)), Some(next))
+                    if next.starts_with("# TYPE ") && next.ends_with(" counter") =>
+                {
+                    text.extend(["# HELP ", name, "_total ", help, "\n# TYPE ", name, "_total counter\n"]);
                     lines.next();
                 }
                 _ if line == "# EOF" => {}

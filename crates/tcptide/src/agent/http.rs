@@ -35,7 +35,10 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
         let end = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         };
-        axum::serve(listener, router(gauge)).with_graceful_shutdown(end).await.context("the HTTP server failed")
+        axum::serve(listener, router(gauge))
+            .with_graceful_shutdown(end)
+            .await
+            .context("the HTTP server failed")
     })
 }
 
@@ -69,7 +72,9 @@ fn wants_openmetrics(headers: &HeaderMap) -> bool {
         .any(|kind| {
             let mut parameters = kind.split(';').map(str::trim);
             parameters.next() == Some("application/openmetrics-text")
-                && !parameters.any(|p| p == "q=0" || p.starts_with("version=") && p != "version=1.0.0" && p != "version=0.0.1")
+                && !parameters.any(|p| {
+                    p == "q=0" || p.starts_with("version=") && p != "version=1.0.0" && p != "version=0.0.1"
+                })
         })
 }
 

@@ -48,11 +48,22 @@ pub(crate) struct Series {
 
 impl Series {
     pub(crate) fn new(grace: Duration) -> Self {
-        Self { grace, retired: BTreeMap::new(), gone_since: HashMap::new(), owners: HashMap::new(), samples: Vec::new() }
+        Self {
+            grace,
+            retired: BTreeMap::new(),
+            gone_since: HashMap::new(),
+            owners: HashMap::new(),
+            samples: Vec::new(),
+        }
     }
 
     /// Takes in what the kernel has counted. Returns the cgroups whose totals it may forget.
-    pub(crate) fn update(&mut self, totals: &[(u64, Box<Totals>)], directory: &Directory, walk: u32) -> Vec<u64> {
+    pub(crate) fn update(
+        &mut self,
+        totals: &[(u64, Box<Totals>)],
+        directory: &Directory,
+        walk: u32,
+    ) -> Vec<u64> {
         self.update_at(totals, |id| directory.resolve(id), |id| directory.is_live(id), walk, Instant::now())
     }
 
@@ -71,7 +82,8 @@ impl Series {
             if *cgroup == CGROUP_OTHER && **totals == Totals::default() {
                 continue;
             }
-            let container = if *cgroup == CGROUP_OTHER { other() } else { self.owner(*cgroup, resolve(*cgroup)) };
+            let container =
+                if *cgroup == CGROUP_OTHER { other() } else { self.owner(*cgroup, resolve(*cgroup)) };
             let labels = labels(&container);
             let readings: Vec<_> = METRICS.iter().map(|metric| (metric.read)(totals, walk)).collect();
             if self.is_over(*cgroup, totals, walk, &is_live, now) {
@@ -217,7 +229,10 @@ mod tests {
         totals.walk = 5;
         let now = Instant::now();
         let totals = [(7, totals)];
-        assert_eq!(series.update_at(&totals, |id| container(id, "web"), |_| false, 5, now), Vec::<u64>::new());
+        assert_eq!(
+            series.update_at(&totals, |id| container(id, "web"), |_| false, 5, now),
+            Vec::<u64>::new()
+        );
         // An older walk's count says nothing of now.
         assert_eq!(series.update_at(&totals, |id| container(id, "web"), |_| false, 6, now), vec![7]);
     }

@@ -52,19 +52,27 @@ struct Distribution {
     failures: BTreeMap<&'static str, u64>,
 }
 
-/// Both the connections of now and of the whole run.
+/// Connects by container: of now, or of the whole run.
 #[derive(Default)]
-struct Tally(BTreeMap<u64, (Arc<Container>, Histogram, BTreeMap<&'static str, u64>)>);
+struct Tally(BTreeMap<u64, Connects>);
+
+struct Connects {
+    container: Arc<Container>,
+    latency: Histogram,
+    failures: BTreeMap<&'static str, u64>,
+}
 
 impl Tally {
-    fn of(&mut self, container: &Arc<Container>) -> &mut (Arc<Container>, Histogram, BTreeMap<&'static str, u64>) {
-        self.0.entry(container.cgroup_id).or_insert_with(|| {
-            (Arc::clone(container), Histogram::new(&Scale::CONNECT), BTreeMap::new())
+    fn of(&mut self, container: &Arc<Container>) -> &mut Connects {
+        self.0.entry(container.cgroup_id).or_insert_with(|| Connects {
+            container: Arc::clone(container),
+            latency: Histogram::new(&Scale::CONNECT),
+            failures: BTreeMap::new(),
         })
     }
 
     fn print(&self, out: &mut Output, format: Format, screen: &Screen, summary: bool) -> anyhow::Result<()> {
-        for (container, connect, failures) in self.0.values() {
+        for Connects { container, latency, failures } in self.0.values() {
             match format.encoding() {
                 Some(encoding) => encoding.item(
                     out,
@@ -72,15 +80,20 @@ impl Tally {
                         time: Timestamp::now(),
                         summary,
                         container: Arc::clone(container),
-                        connect: connect.clone(),
+                        connect: latency.clone(),
                         failures: failures.clone(),
                     },
                 )?,
                 None => {
                     writeln!(out)?;
-                    write!(out, "{}", bars(&format!("{}: connect latency", owner(container)), connect, screen))?;
+                    write!(
+                        out,
+                        "{}",
+                        bars(&format!("{}: connect latency", owner(container)), latency, screen)
+                    )?;
                     if !failures.is_empty() {
-                        let list: Vec<_> = failures.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+                        let list: Vec<_> =
+                            failures.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
                         writeln!(out, "failed: {}", list.join(", "))?;
                     }
                 }
@@ -115,7 +128,11 @@ pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
         args.stream.duration,
         |event, container, clock| {
             let connection = connection(event, container, clock, true);
-            let latency = if connection.event == Some(Event::Fail) { connection.duration_us } else { connect_us(event) };
+            let latency = if connection.event == Some(Event::Fail) {
+                connection.duration_us
+            } else {
+                connect_us(event)
+            };
             // Passive connections, and those whose SYN nobody saw.
             let Some(latency) = latency else { return Ok(()) };
             if args.min.is_some_and(|min| Duration::from_micros(latency) < min) {
@@ -123,10 +140,10 @@ pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
             }
             for tally in [&whole, &recent] {
                 let mut tally = tally.borrow_mut();
-                let (_, connect, failures) = tally.of(container);
+                let Connects { latency: connected, failures, .. } = tally.of(container);
                 match connection.close {
                     Some(close) => *failures.entry(close.reason).or_default() += 1,
-                    None => connect.record(latency),
+                    None => connected.record(latency),
                 }
             }
             if args.interval.is_some() {

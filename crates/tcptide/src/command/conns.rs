@@ -67,7 +67,8 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
 }
 
 fn row(c: &Connection) -> Vec<Cell> {
-    let known = |before: fn(&model::connection::Before) -> u64| c.before.as_ref().map(before).map(units::bytes);
+    let known =
+        |before: fn(&model::connection::Before) -> u64| c.before.as_ref().map(before).map(units::bytes);
     vec![
         owner(&c.container).into(),
         c.process.as_ref().map(process).into(),

@@ -108,7 +108,9 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 fn cgroups(layout: &CgroupLayout) -> Result<String, String> {
     match (layout, owner(layout)) {
         (CgroupLayout::Unified { mount }, _) => Ok(format!("cgroup2 at {}", mount.point.display())),
-        (CgroupLayout::Hybrid { mount, .. }, _) => Ok(format!("cgroup2 at {}, beside version 1", mount.point.display())),
+        (CgroupLayout::Hybrid { mount, .. }, _) => {
+            Ok(format!("cgroup2 at {}, beside version 1", mount.point.display()))
+        }
         (CgroupLayout::V1Only { .. }, Owner::Task { controller }) => Err(format!(
             "only version 1: a socket does not know its cgroup, so its owner is the {controller} cgroup of the task that \
              connects; an accepted connection has no owner before its task is seen to use or close it, and one that was \
@@ -117,7 +119,9 @@ fn cgroups(layout: &CgroupLayout) -> Result<String, String> {
         (CgroupLayout::V1Only { .. }, Owner::Socket) => {
             Err("only version 1, without the memory and pids controllers: owners cannot be told".to_owned())
         }
-        (CgroupLayout::None, _) => Err("no hierarchy is mounted: containers are shown by cgroup id only".to_owned()),
+        (CgroupLayout::None, _) => {
+            Err("no hierarchy is mounted: containers are shown by cgroup id only".to_owned())
+        }
     }
 }
 
@@ -146,7 +150,10 @@ fn print(args: &DoctorArgs, report: &Report) -> anyhow::Result<()> {
     }
     let screen = Screen::detect();
     for Finding { subject, ok, text } in &report.findings {
-        let mark = screen.palette.paint(Some(if *ok { Role::Good } else { Role::Bad }), if *ok { "ok" } else { "!!" }).into_owned();
+        let mark = screen
+            .palette
+            .paint(Some(if *ok { Role::Good } else { Role::Bad }), if *ok { "ok" } else { "!!" })
+            .into_owned();
         writeln!(out, "{mark}  {subject:<11} {text}")?;
     }
     if !report.programs.is_empty() {

@@ -39,7 +39,9 @@ fn print<T: Serialize>(
         Some(encoding) => encoding.list(&mut out, items)?,
         None => {
             let mut table = Table::new(columns, format.is_wide());
-            items.iter().for_each(|item| table.push(row(item)));
+            for item in items {
+                table.push(row(item));
+            }
             write!(out, "{}", table.render(&Screen::detect()))?;
         }
     }
@@ -50,7 +52,10 @@ fn print<T: Serialize>(
 /// Says on stderr that a filter left nothing of what there is.
 fn explain_nothing(session: &Session, found: usize, all: u64, what: &str) {
     if found == 0 && !session.filter.is_empty() {
-        eprintln!("tcptide: nothing matches {}; without the filter there are {all} {what}", session.filter.describe());
+        eprintln!(
+            "tcptide: nothing matches {}; without the filter there are {all} {what}",
+            session.filter.describe()
+        );
     }
 }
 

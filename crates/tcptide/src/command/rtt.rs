@@ -18,7 +18,10 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::{ROWS, arrow}, owner};
+use super::{
+    conns::{ROWS, arrow},
+    owner,
+};
 use crate::{
     args::{By, RttArgs},
     output::{
@@ -178,8 +181,10 @@ pub(crate) fn run(args: &RttArgs) -> anyhow::Result<()> {
     let mut session = Session::start(&args.filter, &args.output, options)?;
     let format = args.output.output;
     let screen = Screen::detect();
-    let interval = args.interval.or_else(|| (is_terminal() && format.encoding().is_none()).then_some(USUAL_INTERVAL));
-    let (whole, recent) = (std::cell::RefCell::new(Groups::default()), std::cell::RefCell::new(Groups::default()));
+    let interval =
+        args.interval.or_else(|| (is_terminal() && format.encoding().is_none()).then_some(USUAL_INTERVAL));
+    let (whole, recent) =
+        (std::cell::RefCell::new(Groups::default()), std::cell::RefCell::new(Groups::default()));
     let mut out = Output::stdout();
     let mut last = Instant::now();
     let add = |r: &record::Connection, container: &Arc<Container>| {

@@ -78,7 +78,8 @@ pub(crate) fn run(args: &LookArgs) -> anyhow::Result<()> {
             counts[SYN_RECV] += u64::from(row.syn_queue);
         }
     })?;
-    let mut rows: Vec<_> = rows.into_values().map(|(container, counts)| Row::new(container, counts)).collect();
+    let mut rows: Vec<_> =
+        rows.into_values().map(|(container, counts)| Row::new(container, counts)).collect();
     rows.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.container.name.cmp(&b.container.name)));
     explain_nothing(&session, rows.len(), walk.sockets, "sockets");
     let waiting = if session.filter.is_empty() { time_wait() } else { 0 };
@@ -95,7 +96,10 @@ pub(crate) fn run(args: &LookArgs) -> anyhow::Result<()> {
 
 fn cells(row: &Row) -> Vec<Cell> {
     let counts = ORDER.iter().map(|&state| Cell::from(count(row.counts[state])));
-    std::iter::once(Cell::from(owner(&row.container))).chain(counts).chain([row.total.to_string().into()]).collect()
+    std::iter::once(Cell::from(owner(&row.container)))
+        .chain(counts)
+        .chain([row.total.to_string().into()])
+        .collect()
 }
 
 fn count(n: u64) -> String {
@@ -107,7 +111,9 @@ fn time_wait() -> u64 {
     network_namespaces()
         .values()
         // A namespace that only a mount holds has no /proc; what waits there is missed.
-        .filter_map(|path| path.to_str()?.strip_suffix("/ns/net").map(|process| format!("{process}/net/sockstat")))
+        .filter_map(|path| {
+            path.to_str()?.strip_suffix("/ns/net").map(|process| format!("{process}/net/sockstat"))
+        })
         .filter_map(|path| fs::read_to_string(path).ok())
         .filter_map(|text| tw(&text))
         .sum()

@@ -34,6 +34,8 @@ const COLUMNS: &[Column] = &[
     Column::right("RECEIVED").width(8).rank(1),
     Column::right("RTT").width(7).rank(5),
     Column::left("RESULT").width(8),
+    Column::right("SENT/S").width(9).wide_only(),
+    Column::right("RECEIVED/S").width(10).wide_only(),
     Column::right("RETRANS").width(7).wide_only(),
     Column::right("NETNS").width(10).wide_only(),
     Column::right("COOKIE").width(8).wide_only(),
@@ -76,6 +78,8 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
         Some(Event::Established) => c.connect_us,
         _ => c.duration_us,
     };
+    let seconds = c.duration_us.filter(|us| carried && *us > 0).map(|us| us as f64 / 1e6);
+    let rate = |bytes: u64| seconds.map(|seconds| units::rate(bytes as f64 / seconds));
     vec![
         units::clock(c.time, zone).into(),
         match c.event {
@@ -97,6 +101,8 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
             (Some(close), _) => Cell::new(close.reason).role(Role::Warn),
             (None, kind) => kind.unwrap_or_default().into(),
         },
+        rate(c.sent_bytes).into(),
+        rate(c.received_bytes).into(),
         c.retransmits.total.to_string().into(),
         c.netns.to_string().into(),
         c.cookie.to_string().into(),

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use cgroups::Cgroups;
 use registry::Registry;
-pub use registry::{RuntimeState, RuntimeStatus};
+pub(crate) use registry::{RuntimeState, RuntimeStatus};
 
 /// The least time between two walks over the cgroup directories.
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,15 +37,15 @@ const MOST_MISSING: usize = 4096;
 
 /// Where to look. The default is this host as it is.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// The cgroup hierarchy to read; none takes it from `/proc/self/mountinfo`.
-    pub mount: Option<Mount>,
+    pub(crate) mount: Option<Mount>,
     /// Sockets of Docker and Podman; none takes the usual ones, an empty list asks nobody.
-    pub runtime_sockets: Option<Vec<PathBuf>>,
+    pub(crate) runtime_sockets: Option<Vec<PathBuf>>,
 }
 
 /// All cgroups and containers of this host. Shared by threads; every method takes `&self`.
-pub struct Directory {
+pub(crate) struct Directory {
     shared: Arc<Shared>,
     layout: CgroupLayout,
     /// Asks for a walk; the walking thread ends when this is dropped.
@@ -78,7 +78,7 @@ impl Directory {
     ///
     /// # Errors
     /// When `/proc/self/mountinfo` cannot be read or a thread cannot be started.
-    pub fn start(options: Options) -> anyhow::Result<Self> {
+    pub(crate) fn start(options: Options) -> anyhow::Result<Self> {
         let Options { mount, runtime_sockets } = options;
         let layout = match mount {
             Some(mount) => CgroupLayout::Unified { mount },
@@ -107,7 +107,7 @@ impl Directory {
 
     /// The container that cgroup `cgroup_id` is or lies in, as well as it is known now: `cgroup:<id>`
     /// while its path is unknown, `~unattributed` for 0.
-    pub fn resolve(&self, cgroup_id: u64) -> Arc<Container> {
+    pub(crate) fn resolve(&self, cgroup_id: u64) -> Arc<Container> {
         let known = (cgroup_id != 0).then(|| self.known(cgroup_id)).flatten();
         known.unwrap_or_else(|| {
             self.ask_for(cgroup_id);
@@ -122,7 +122,7 @@ impl Directory {
     }
 
     /// The owners of all cgroups that still exist, each once.
-    pub fn all(&self) -> Vec<Arc<Container>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
         let ids = self.shared.cgroups().live();
         let mut seen = HashSet::new();
         ids.into_iter()
@@ -132,38 +132,38 @@ impl Directory {
     }
 
     /// Whether this cgroup exists, as far as is known.
-    pub fn is_live(&self, cgroup_id: u64) -> bool {
+    pub(crate) fn is_live(&self, cgroup_id: u64) -> bool {
         self.shared.cgroups().is_live(cgroup_id)
     }
 
     /// Ids of the cgroup at `path` and of all below it, lately removed ones too; empty if there is none.
-    pub fn subtree(&self, path: &str) -> Vec<u64> {
+    pub(crate) fn subtree(&self, path: &str) -> Vec<u64> {
         self.shared.cgroups().subtree(path)
     }
 
     /// Waits for the first answers of the runtimes, at most for `timeout`. Returns at once when there is no
     /// runtime to wait for.
-    pub fn settle(&self, timeout: Duration) {
+    pub(crate) fn settle(&self, timeout: Duration) {
         self.shared.registry.settle(timeout);
     }
 
     /// The kernel made a cgroup. `path` is relative to the root of the hierarchy.
-    pub fn cgroup_added(&self, id: u64, path: &str) {
+    pub(crate) fn cgroup_added(&self, id: u64, path: &str) {
         self.shared.change_cgroups().add(id, path, Instant::now());
     }
 
     /// The kernel removed a cgroup. It stays known for ten minutes, for the last events of its sockets.
-    pub fn cgroup_removed(&self, id: u64) {
+    pub(crate) fn cgroup_removed(&self, id: u64) {
         self.shared.change_cgroups().remove(id, Instant::now());
     }
 
     /// How it goes with each runtime's socket.
-    pub fn statuses(&self) -> Vec<RuntimeStatus> {
+    pub(crate) fn statuses(&self) -> Vec<RuntimeStatus> {
         self.shared.registry.statuses()
     }
 
     /// Which cgroup hierarchies this process sees.
-    pub fn layout(&self) -> &CgroupLayout {
+    pub(crate) fn layout(&self) -> &CgroupLayout {
         &self.layout
     }
 

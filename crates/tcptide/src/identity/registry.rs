@@ -15,7 +15,7 @@ const MOST_LABEL_BYTES: usize = 64 << 20;
 
 /// How the conversation with one runtime goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RuntimeState {
+pub(crate) enum RuntimeState {
     /// No answer and no failure yet.
     Starting,
     /// There is no socket: the runtime is not installed or not running.
@@ -33,13 +33,13 @@ pub enum RuntimeState {
 
 /// One runtime's socket and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuntimeStatus {
+pub(crate) struct RuntimeStatus {
     /// Path of its socket.
-    pub socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// How the conversation goes.
-    pub state: RuntimeState,
+    pub(crate) state: RuntimeState,
     /// Containers it told of that were not removed since.
-    pub containers: usize,
+    pub(crate) containers: usize,
 }
 
 /// A container as one runtime told it.

@@ -51,11 +51,6 @@ pub(crate) fn clock(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%H:%M:%S.%3f").to_string()
 }
 
-/// A time as RFC 3339 in UTC, to the microsecond: `2026-01-02T03:04:05.123456Z`.
-pub(crate) fn rfc3339(time: Timestamp) -> String {
-    format!("{time:.6}")
-}
-
 /// An endpoint as `10.0.0.1:80` or `[fd00::1]:80`. IPv4 mapped into IPv6 is IPv4.
 pub(crate) fn address(ip: IpAddr, port: u16) -> String {
     SocketAddr::new(ip.to_canonical(), port).to_string()
@@ -156,10 +151,8 @@ mod tests {
     #[test]
     fn times() {
         let time = Timestamp::from_microsecond(1_767_323_045_123_456).expect("in range");
-        assert_eq!(rfc3339(time), "2026-01-02T03:04:05.123456Z");
         assert_eq!(clock(time, &TimeZone::UTC), "03:04:05.123");
         assert_eq!(clock(time, &TimeZone::fixed(jiff::tz::offset(2))), "05:04:05.123");
-        assert_eq!(rfc3339(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00.000000Z");
     }
 
     #[test]
