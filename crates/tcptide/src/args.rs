@@ -279,6 +279,28 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// `docs/cli.md`.
+    fn document() -> String {
+        let mut page = String::from("# Commands\n\nGenerated from `crates/tcptide/src/args.rs`.\n");
+        let mut cli = Cli::command().term_width(100);
+        cli.build();
+        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let name = command.get_name().to_owned();
+            page.push_str(&format!("\n## tcptide {name}\n\n```text\n{}```\n", command.render_long_help()));
+        }
+        page.lines().map(str::trim_end).fold(String::new(), |page, line| page + line + "\n")
+    }
+
+    /// `make docs` writes it anew.
+    #[test]
+    fn the_document_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");
+        if std::env::var_os("TCPTIDE_WRITE_DOCS").is_some() {
+            std::fs::write(path, document()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), document(), "run `make docs`");
+    }
+
     #[test]
     fn durations() {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
