@@ -205,7 +205,7 @@ pub struct Close {
 }
 
 /// What a connection had carried when it was adopted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Before {
     /// Payload bytes sent, each once.
     pub sent_bytes: u64,

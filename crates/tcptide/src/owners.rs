@@ -111,7 +111,7 @@ impl Owners {
         let names = || all.iter().map(|container| container.name.as_str());
         let asked = self.filter.container.includes();
         let near: Vec<_> = asked.iter().flat_map(|pattern| nearest(&pattern.to_string(), names())).collect();
-        let mut text = format!("no container matches {}", sanitize(&self.names.describe()));
+        let mut text = format!("nothing here has {}", sanitize(&self.names.describe()));
         if near.is_empty() {
             let containers: Vec<_> =
                 all.iter().filter(|c| is_container(c)).map(|c| sanitize(&c.name).into_owned()).collect();

@@ -65,7 +65,9 @@ fn comparable(name: &str) -> String {
 
 /// A name that holds what was typed counts as alike: `web` is a fair guess at `shop-web-1`.
 fn likeness(wanted: &str, candidate: &str) -> f64 {
-    let alike = strsim::jaro_winkler(wanted, candidate);
+    // One slip of the finger is likely in a short name too, where hardly a letter stays in its place: `wbe` for `web`.
+    let slip = if strsim::osa_distance(wanted, candidate) <= 1 && wanted.len() >= 3 { 0.95 } else { 0.0 };
+    let alike = strsim::jaro_winkler(wanted, candidate).max(slip);
     if wanted.len() >= 3 && candidate.contains(wanted) { alike.max(0.9) } else { alike }
 }
 
@@ -74,6 +76,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn one_slip_in_a_short_name() {
+        assert_eq!(nearest("wbe", ["web", "db", "api"]), ["web"]);
+        assert_eq!(nearest("ap", ["web", "db"]), Vec::<&str>::new());
+    }
 
     #[test]
     fn harmless_text_is_borrowed() {

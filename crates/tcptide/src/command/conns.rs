@@ -26,11 +26,9 @@ const COLUMNS: &[Column] = &[
     Column::right("AGE").rank(5),
     Column::right("RTT").rank(1),
     Column::right("MIN RTT").rank(6),
-    Column::right("SENT"),
-    Column::right("RECEIVED"),
+    Column::right("TOTAL SENT"),
+    Column::right("TOTAL RECV"),
     Column::right("RETRANS").rank(7),
-    Column::right("SENT BEFORE").wide_only(),
-    Column::right("RECEIVED BEFORE").wide_only(),
     Column::right("CWND").wide_only(),
     Column::right("MSS").wide_only(),
     Column::left("CONGESTION").wide_only(),
@@ -67,8 +65,8 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
 }
 
 fn row(c: &Connection) -> Vec<Cell> {
-    let known =
-        |before: fn(&model::connection::Before) -> u64| c.before.as_ref().map(before).map(units::bytes);
+    // One look has seen nothing happen: what a person wants is what the connection has carried at all, as ss shows it.
+    let before = c.before.unwrap_or_default();
     vec![
         owner(&c.container).into(),
         c.process.as_ref().map(process).into(),
@@ -79,11 +77,9 @@ fn row(c: &Connection) -> Vec<Cell> {
         c.duration_us.map(units::duration).into(),
         c.rtt.map(|rtt| units::duration(rtt.srtt_us.into())).into(),
         c.rtt.and_then(|rtt| rtt.min_us).map(|us| units::duration(us.into())).into(),
-        units::bytes(c.sent_bytes).into(),
-        units::bytes(c.received_bytes).into(),
-        units::count(c.retransmits.total.into()).into(),
-        known(|b| b.sent_bytes).into(),
-        known(|b| b.received_bytes).into(),
+        units::bytes(before.sent_bytes + c.sent_bytes).into(),
+        units::bytes(before.received_bytes + c.received_bytes).into(),
+        units::count((before.retransmits + c.retransmits.total).into()).into(),
         c.cwnd.to_string().into(),
         c.mss.to_string().into(),
         c.congestion.clone().into(),
