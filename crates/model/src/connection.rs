@@ -433,3 +433,108 @@ fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const CLOCK: Clock = Clock { at: Timestamp::UNIX_EPOCH, monotonic_ns: 1_000_000_000 };
+
+    fn mapped(v4: [u8; 4]) -> [u8; 16] {
+        std::net::Ipv4Addr::from(v4).to_ipv6_mapped().octets()
+    }
+
+    fn record() -> record::Connection {
+        record::Connection {
+            time_ns: 3_000_000_000,
+            opened_ns: 2_000_000_000,
+            established_ns: 2_000_750_000,
+            cookie: 77,
+            local_address: mapped([10, 0, 0, 1]),
+            peer_address: mapped([10, 0, 0, 2]),
+            peer_port: 80,
+            min_rtt_us: u32::MAX,
+            direction: direction::DIRECTION_ACTIVE as u8,
+            state: 1,
+            ..record::Connection::default()
+        }
+    }
+
+    fn json(record: &record::Connection, is_event: bool) -> Value {
+        let container = Arc::new(Container::unknown(9));
+        serde_json::to_value(Connection::new(record, &CLOCK, container, is_event)).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_measured_is_absent() {
+        let row = json(&record(), false);
+        for absent in ["event", "process", "rtt", "congestion", "kind", "close", "before", "queues"] {
+            assert_eq!(row.get(absent), None, "{absent}");
+        }
+        assert_eq!(row["local"], json!({ "address": "10.0.0.1" }));
+        assert_eq!(row["peer"], json!({ "address": "10.0.0.2", "port": 80 }));
+    }
+
+    #[test]
+    fn times_come_from_the_monotonic_clock() {
+        let row = json(&record(), false);
+        assert_eq!(row["time"], "1970-01-01T00:00:02Z");
+        assert_eq!(row["opened_at"], "1970-01-01T00:00:01Z");
+        assert_eq!((&row["connect_us"], &row["duration_us"]), (&json!(750), &json!(1_000_000)));
+        let before_the_clock = record::Connection { time_ns: 0, opened_ns: 0, ..record() };
+        assert_eq!(json(&before_the_clock, false)["time"], "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn only_the_active_side_has_a_connect_latency() {
+        let passive = record::Connection { direction: direction::DIRECTION_PASSIVE as u8, ..record() };
+        assert_eq!(connect_us(&passive), None);
+        assert_eq!(connect_us(&record::Connection { opened_ns: 0, ..record() }), None);
+        assert_eq!(connect_us(&record::Connection { established_ns: 0, ..record() }), None);
+    }
+
+    #[test]
+    fn a_failed_connect_says_why() {
+        let failed = record::Connection {
+            event: event::EVENT_FAIL as u8,
+            reason: reason::REASON_REFUSED as u8,
+            error: 111,
+            ..record()
+        };
+        assert_eq!(json(&failed, true)["close"], json!({ "reason": "refused", "errno": 111 }));
+        assert_eq!(json(&failed, true)["event"], "fail");
+    }
+
+    #[test]
+    fn an_adopted_connection_says_what_it_had_carried() {
+        let mut adopted = record::Connection { flags: record::FLAG_PREEXISTING, opened_ns: 0, ..record() };
+        adopted.before.sent_bytes = 10;
+        adopted.since.sent_bytes = 3;
+        let row = json(&adopted, false);
+        assert_eq!((&row["preexisting"], &row["sent_bytes"]), (&json!(true), &json!(3)));
+        assert_eq!(row["before"]["sent_bytes"], 10);
+        assert_eq!((row.get("opened_at"), row.get("duration_us")), (None, None));
+    }
+
+    proptest! {
+        /// Whatever the kernel side hands over, it is told without a panic.
+        #[test]
+        fn any_bytes_have_a_meaning(
+            bytes in proptest::array::uniform8(any::<u8>()), times in proptest::array::uniform3(any::<u64>()),
+            addresses in proptest::array::uniform2(any::<[u8; 16]>()), comm: [u8; 16], is_event: bool,
+        ) {
+            let [event, state, direction, reason, ca_state, flags, detail, error] = bytes;
+            let [time_ns, opened_ns, established_ns] = times;
+            let [local_address, peer_address] = addresses;
+            let record = record::Connection {
+                event, state, direction, reason, ca_state, flags, detail, error: error.into(),
+                time_ns, opened_ns, established_ns, local_address, peer_address, comm,
+                ..record::Connection::default()
+            };
+            prop_assert!(json(&record, is_event).is_object());
+        }
+    }
+}
