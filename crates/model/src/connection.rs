@@ -138,7 +138,8 @@ pub const REASON_NAMES: [&str; reason::REASONS] = [
 ];
 
 /// Kinds of retransmission, by [`record::retransmit`].
-pub const RETRANSMIT_NAMES: [&str; retransmit::RETRANSMITS] = ["rto", "tlp", "fast", "syn", "synack"];
+pub const RETRANSMIT_NAMES: [&str; retransmit::RETRANSMITS] =
+    ["rto", "tlp", "fast", "syn", "synack", "other"];
 
 /// Congestion avoidance states, by `enum tcp_ca_state`.
 const CA_STATE_NAMES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "loss"];
@@ -315,7 +316,7 @@ impl Connection {
         let flag = |flag: u8| r.flags & flag != 0;
         let event = if is_event { Event::ALL.get(usize::from(r.event)).copied() } else { None };
         let preexisting = flag(record::FLAG_PREEXISTING);
-        let [rto, tlp, fast, syn, synack] = r.since.retransmits_by_kind;
+        let [rto, tlp, fast, syn, synack, _] = r.since.retransmits_by_kind;
         Self {
             time: clock.time(r.time_ns),
             event,

@@ -171,7 +171,7 @@ table! {
         program: "walk", fields: [received_segments], read: |t, _| Reading::One(t.received_segments)
     }
     "tcptide_retransmitted_segments_total" Counter [Label { name: "kind", values: &RETRANSMITS }] {
-        help: "Segments sent again: timer (rto), tail loss probe (tlp), recovery (fast), handshake (syn, synack).",
+        help: "Segments sent again: timer (rto), tail loss probe (tlp), recovery (fast), handshake (syn, synack), or untold (other).",
         source: "tcp_retransmit_skb, tcp_retransmit_synack; tcp_sock.total_retrans",
         program: "retransmit", fields: [retransmitted_segments],
         read: |t, _| Reading::Each(t.retransmitted_segments.to_vec())

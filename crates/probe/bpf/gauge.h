@@ -148,6 +148,16 @@ static __always_inline __u64 at_least_0(__s64 v)
 	return v < 0 ? 0 : v;
 }
 
+/* Since the birth or the adoption, those whose kind was seen. */
+static __always_inline __u32 known_retransmits(const struct gauge *g)
+{
+	__u32 known = 0;
+
+	for (int i = 0; i < RETRANSMIT_OTHER; i++)
+		known += g->retransmits_by_kind[i];
+	return known;
+}
+
 static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
 	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
@@ -165,8 +175,9 @@ static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, 
 	c->segments_out = tp->segs_out;
 	c->segments_in = tp->segs_in;
 	c->retransmits = tp->total_retrans;
-	for (int i = 0; i < RETRANSMITS; i++)
+	for (int i = 0; i < RETRANSMIT_OTHER; i++)
 		c->retransmits_by_kind[i] = g->retransmits_by_kind[i];
+	c->retransmits_by_kind[RETRANSMIT_OTHER] = c->retransmits - g->before.retransmits - known_retransmits(g);
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
@@ -245,8 +256,10 @@ static __always_inline void fold(struct gauge *g, const struct counters *now, bo
 	count(t->sent_segments, new.segments_out);
 	count(t->received_segments, new.segments_in);
 	/* SYN-ACKs are counted as they happen: they may never become a connection. */
-	for (int i = 0; i < RETRANSMIT_SYNACK; i++)
-		count(t->retransmitted_segments[i], new.retransmits_by_kind[i]);
+	for (int i = 0; i < RETRANSMITS; i++) {
+		if (i != RETRANSMIT_SYNACK)
+			count(t->retransmitted_segments[i], new.retransmits_by_kind[i]);
+	}
 }
 
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */

@@ -19,7 +19,6 @@ struct gauge {
 	__u64 established_ns;
 	struct counters before;			/* at birth or adoption */
 	struct counters folded;			/* what the owner's totals already have */
-	__u32 retransmits_seen;			/* total_retrans at the last retransmit event */
 	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */

@@ -96,6 +96,8 @@ enum retransmit {
 	RETRANSMIT_SYN,
 	/* A SYN-ACK; counted for the listener's owner. */
 	RETRANSMIT_SYNACK,
+	/* tcp_sock.total_retrans grew, and no tracepoint told of it. */
+	RETRANSMIT_OTHER,
 	/* Number of kinds. */
 	RETRANSMITS,
 };

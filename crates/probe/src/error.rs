@@ -44,7 +44,10 @@ pub enum Error {
     )]
     Lockdown,
     /// A program without which there is nothing to show was refused.
-    #[error("the kernel refused the BPF program '{program}': {reason}")]
+    #[error(
+        "the kernel refused the BPF program '{program}': {reason}; `tcptide doctor` tells what this host allows, and a \
+         container's seccomp profile or a security module may forbid BPF to root too"
+    )]
     Refused {
         /// Name in the program table.
         program: String,

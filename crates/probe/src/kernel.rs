@@ -47,36 +47,43 @@ impl Kernel {
     }
 }
 
-/// In the order in which a person would grant them.
-const NEEDED: &[(CapabilitySet, &str, &str)] = &[
-    (CapabilitySet::BPF, "CAP_BPF", "load BPF programs"),
-    (CapabilitySet::PERFMON, "CAP_PERFMON", "attach them to tracepoints"),
+/// In the order in which a person would grant them; whether nothing works without it.
+const NEEDED: &[(CapabilitySet, &str, &str, bool)] = &[
+    (CapabilitySet::BPF, "CAP_BPF", "load BPF programs", true),
+    (CapabilitySet::PERFMON, "CAP_PERFMON", "attach them to tracepoints", true),
     (
         CapabilitySet::SYS_ADMIN,
         "CAP_SYS_ADMIN",
-        "enter network namespaces for connections that were there before",
+        "enter other network namespaces, for connections from before that no process holds; measure run times",
+        false,
     ),
-    (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE", "find the network namespaces of other users' processes"),
+    (
+        CapabilitySet::SYS_PTRACE,
+        "CAP_SYS_PTRACE",
+        "find the network namespaces of other users' processes, for the same connections",
+        false,
+    ),
 ];
 
 /// Which capabilities this process has not got.
-fn missing_capabilities() -> Vec<Capability> {
+fn missing_capabilities() -> impl Iterator<Item = (Capability, bool)> {
     let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     NEEDED
         .iter()
-        // Before 5.8 CAP_SYS_ADMIN was all of them, and it still is.
-        .filter(|(capability, _, _)| {
-            let by_admin = *capability == CapabilitySet::BPF || *capability == CapabilitySet::PERFMON;
-            !(held.contains(*capability) || (by_admin && held.contains(CapabilitySet::SYS_ADMIN)))
+        // Before 5.8 CAP_SYS_ADMIN was both of the first two, and it still is.
+        .filter(move |(capability, _, _, required)| {
+            !(held.contains(*capability) || (*required && held.contains(CapabilitySet::SYS_ADMIN)))
         })
-        .map(|(_, name, purpose)| Capability { name, purpose })
-        .collect()
+        .map(|(_, name, purpose, required)| (Capability { name, purpose }, *required))
 }
 
-/// An error that names every capability that is missing, and for what it is needed.
-pub fn check_privileges() -> Result<(), Error> {
-    let missing = missing_capabilities();
-    if missing.is_empty() { Ok(()) } else { Err(Error::Privileges(missing)) }
+/// An error that names every capability that is missing, and for what it is needed, if nothing works without one of them;
+/// else those without which something is not shown.
+pub fn check_privileges() -> Result<Vec<Capability>, Error> {
+    let missing: Vec<_> = missing_capabilities().collect();
+    let fatal = missing.iter().any(|(_, required)| *required);
+    let names = missing.into_iter().map(|(capability, _)| capability).collect();
+    if fatal { Err(Error::Privileges(names)) } else { Ok(names) }
 }
 
 /// Whether lockdown forbids what the monitor does.

@@ -50,7 +50,15 @@ pub(crate) fn visit<R: Send>(
     thread::scope(|scope| {
         let visitor = scope.spawn(move || {
             let mut results = Vec::new();
-            for path in namespaces.values() {
+            let own = fs::metadata("/proc/thread-self/ns/net").map(|meta| meta.ino()).ok();
+            if own.is_some_and(|own| namespaces.contains_key(&own)) {
+                results.push(visit()?);
+            }
+            for (id, path) in namespaces {
+                // The own one needs no privilege: it is where this thread is, before it goes anywhere.
+                if Some(id) == own.as_ref() {
+                    continue;
+                }
                 let Ok(namespace) = File::open(path) else { continue };
                 if move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
                     results.push(visit()?);

@@ -102,7 +102,7 @@ pub(crate) struct RuntimeArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StreamArgs {
     /// End after this time, such as 10s, 500ms, 2m; without it, Ctrl-C ends it
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) duration: Option<Duration>,
     /// Room for events between two looks at them, MiB (a power of two)
     #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
@@ -155,10 +155,10 @@ impl EventArg {
 #[derive(Debug, Args)]
 pub(crate) struct ConnlatArgs {
     /// Only connections that took at least this long, such as 10ms
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) min: Option<Duration>,
     /// Show the distribution this often, instead of each connection
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) interval: Option<Duration>,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
@@ -187,7 +187,7 @@ pub(crate) struct RttArgs {
     #[arg(long, value_enum, default_value_t = By::Container)]
     pub(crate) by: By,
     /// Show the distributions this often [default on a terminal: 2s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) interval: Option<Duration>,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
@@ -235,7 +235,7 @@ pub(crate) struct AgentArgs {
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
     /// How long the series of a removed container stay
-    #[arg(long = "metrics.grace", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    #[arg(long = "metrics.grace", value_name = "TIME", default_value = "5m", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) grace: Duration,
     /// Most cgroups with series of their own; the rest is ~other
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,

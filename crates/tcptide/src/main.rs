@@ -12,7 +12,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Command},
+    output::say,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -31,7 +34,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::writer::reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tcptide: {error:#}");
+            say!("{error:#}");
             ExitCode::FAILURE
         }
     }

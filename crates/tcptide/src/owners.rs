@@ -59,8 +59,13 @@ impl Owners {
             self.tell_cgroups(monitor, directory)?;
             monitor.want_other_cgroups(self.filter.cgroup.includes().is_empty());
         } else if self.by_name() {
+            let awaited = directory.awaits_names();
             for container in directory.all() {
                 let wanted = self.names.matches(&owner(&container));
+                // A runtime that answers may yet tell the name: until then its connections are sent, and filtered here.
+                if !wanted && awaited && is_container(&container) && container.image.is_none() {
+                    continue;
+                }
                 // What a container holds is the container's; what a slice holds may be anything.
                 self.put(monitor, container.cgroup_id, wanted, !is_container(&container))?;
             }

@@ -19,12 +19,13 @@ use model::{
     mountinfo::CgroupLayout,
     record,
 };
-use probe::{CgroupEvent, Monitor, Options, Owner, Walk, check_privileges};
+use probe::{Capability, CgroupEvent, Monitor, Options, Owner, Walk, check_privileges};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     args::{FilterArgs, OutputArgs, RuntimeArgs},
     identity::{self, Directory},
+    output::say,
     owners::Owners,
 };
 
@@ -49,7 +50,9 @@ impl Session {
         output: &OutputArgs,
         mut options: Options,
     ) -> anyhow::Result<Self> {
-        check_privileges()?;
+        if let Some(text) = without(&check_privileges()?) {
+            say!("{text}");
+        }
         let filter = filter.filter();
         // From here on a signal ends the command in order.
         let stop = stop_flag()?;
@@ -69,16 +72,13 @@ impl Session {
     /// Says on stderr that from now on nothing is missed; names that nothing matches are told of.
     pub(crate) fn announce(&self) {
         let attached = self.monitor.programs().iter().filter(|p| p.status == probe::Status::Attached).count();
-        eprintln!("tcptide: attached ({attached} programs); Ctrl-C ends");
+        say!("attached ({attached} programs); Ctrl-C ends");
         if let Some(complaint) = self.owners.complaint(&self.directory) {
-            eprintln!("tcptide: {complaint}; waiting for it");
+            say!("{complaint}; waiting for it");
         }
         for program in self.monitor.programs() {
             if matches!(program.status, probe::Status::Unsupported(_) | probe::Status::Refused(_)) {
-                eprintln!(
-                    "tcptide: {}: {} (not shown: {})",
-                    program.program.name, program.status, program.program.feeds
-                );
+                say!("{}: {} (not shown: {})", program.program.name, program.status, program.program.feeds);
             }
         }
     }
@@ -163,12 +163,12 @@ impl Session {
             (record::loss::LOSS_STORAGE, "sockets could not be followed: the kernel had no memory for them"),
         ] {
             if losses[which] > 0 {
-                eprintln!("tcptide: {} {what}", losses[which]);
+                say!("{} {what}", losses[which]);
             }
         }
         let missed: u64 = self.monitor.programs().iter().filter_map(|p| p.run).map(|run| run.missed).sum();
         if missed > 0 {
-            eprintln!("tcptide: {missed} events were missed: a program was running on that CPU already");
+            say!("{missed} events were missed: a program was running on that CPU already");
         }
     }
 }
@@ -185,6 +185,12 @@ pub(crate) fn take_cgroup_events(monitor: &mut Monitor, directory: &Directory) -
         }
     }
     Ok(any)
+}
+
+/// What is not shown for want of capabilities that one can do without.
+pub(crate) fn without(missing: &[Capability]) -> Option<String> {
+    let list: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    (!list.is_empty()).then(|| format!("without {}", list.join(", ")))
 }
 
 /// The containers of this host.

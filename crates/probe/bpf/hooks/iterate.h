@@ -68,7 +68,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	if (g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	g->rtt_seq = tp->rtt_seq;
-	g->retransmits_seen = tp->total_retrans;
+	g->before.retransmits = tp->total_retrans;
 	read_counters(tp, g, &now);
 	g->before = now;
 	g->folded = now;

@@ -6,8 +6,7 @@
  */
 #include "../gauge.h"
 
-static __always_inline struct gauge *bear(struct sock *sk, struct tcp_sock *tp, __u8 direction, __u8 flags,
-					  __u64 opened_ns)
+static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct counters none = {};
@@ -26,7 +25,6 @@ static __always_inline struct gauge *bear(struct sock *sk, struct tcp_sock *tp, 
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
 	g->opened_ns = opened_ns;
 	g->established_ns = 0;
-	g->retransmits_seen = tp->total_retrans;
 	__builtin_memset(g->retransmits_by_kind, 0, sizeof(g->retransmits_by_kind));
 	g->rtt_seq = 0;
 	g->pid = 0;
@@ -52,7 +50,7 @@ static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct 
 
 static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp)
 {
-	struct gauge *g = bear(sk, tp, DIRECTION_ACTIVE, 0, bpf_ktime_get_ns());
+	struct gauge *g = bear(sk, DIRECTION_ACTIVE, 0, bpf_ktime_get_ns());
 	struct totals *t;
 
 	if (!g)
@@ -73,9 +71,9 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 
 	if (!g || g->flags & FLAG_CLOSED) {
 		if (old == TCP_SYN_RECV)
-			g = bear(sk, tp, DIRECTION_PASSIVE, 0, now);
+			g = bear(sk, DIRECTION_PASSIVE, 0, now);
 		else /* its SYN was sent before the monitor was there */
-			g = bear(sk, tp, DIRECTION_ACTIVE, FLAG_PREEXISTING, 0);
+			g = bear(sk, DIRECTION_ACTIVE, FLAG_PREEXISTING, 0);
 		if (!g)
 			return;
 	}
@@ -99,9 +97,9 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED);
 }
 
-static __always_inline void on_listen(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void on_listen(struct sock *sk)
 {
-	struct gauge *g = bear(sk, tp, DIRECTION_UNKNOWN, FLAG_LISTENER, bpf_ktime_get_ns());
+	struct gauge *g = bear(sk, DIRECTION_UNKNOWN, FLAG_LISTENER, bpf_ktime_get_ns());
 
 	if (g)
 		learn_process(g);
@@ -236,7 +234,7 @@ int lifecycle(__u64 *ctx)
 	else if (new == TCP_ESTABLISHED)
 		on_established(sk, tp, old);
 	else if (new == TCP_LISTEN)
-		on_listen(sk, tp);
+		on_listen(sk);
 	else if (new == TCP_CLOSE)
 		on_close(sk, tp, old);
 	else if (new == TCP_FIN_WAIT1 || new == TCP_LAST_ACK)

@@ -30,16 +30,16 @@ int retransmit(__u64 *ctx)
 	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
 	struct counters now;
 	struct connection *c;
-	__u32 total, kind;
+	__u32 kind;
 
 	if (!g)
 		return 0;
-	total = tp->total_retrans;
 	kind = kind_of(sk, tp);
 	opaque(kind);
+	/* What a walk has taken for another kind meanwhile stays that. */
 	if (kind < RETRANSMITS)
-		g->retransmits_by_kind[kind] += total - g->retransmits_seen;
-	g->retransmits_seen = total;
+		g->retransmits_by_kind[kind] += tp->total_retrans - g->before.retransmits - known_retransmits(g) -
+						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
 	if (!is_event_wanted(EVENT_RETRANSMIT) || (retransmit_has_err && (int)ctx[2]))
 		return 0;
 	read_counters(tp, g, &now);

@@ -1,6 +1,6 @@
 //! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -10,7 +10,10 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use super::gauge::Gauge;
 
@@ -20,7 +23,10 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const INDEX: &str = "<!doctype html><title>tcptide</title><h1>tcptide</h1>\
     <ul><li><a href=metrics>Metrics</a><li><a href=-/healthy>Health</a></ul>";
 
-/// Serves until SIGTERM or SIGINT; what is being answered then is answered first.
+/// How long an answer may take that is under way at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
 pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -32,13 +38,25 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let (ending, ended) = oneshot::channel::<()>();
         let end = async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            drop(ending);
         };
-        axum::serve(listener, router(gauge))
-            .with_graceful_shutdown(end)
-            .await
-            .context("the HTTP server failed")
+        // A client that says nothing could hold the end up for as long as it likes.
+        let too_long = async move {
+            let _ = ended.await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            served = axum::serve(listener, router(gauge)).with_graceful_shutdown(end) => {
+                served.context("the HTTP server failed")
+            }
+            () = too_long => Ok(()),
+        }
     })
 }
 

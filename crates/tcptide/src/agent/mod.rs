@@ -10,15 +10,17 @@ use std::net::TcpListener;
 use anyhow::Context as _;
 use probe::check_privileges;
 
-use crate::args::AgentArgs;
+use crate::{args::AgentArgs, output::say, session::without};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     // Before anything is loaded: these are the usual mistakes.
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
     })?;
-    check_privileges()?;
+    if let Some(text) = without(&check_privileges()?) {
+        say!("{text}");
+    }
     let gauge = gauge::Gauge::start(args)?;
-    eprintln!("tcptide: attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
+    say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
     http::serve(listener, gauge)
 }

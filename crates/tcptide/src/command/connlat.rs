@@ -23,6 +23,7 @@ use crate::{
     output::{
         bars::bars,
         format::Format,
+        layout::wrap,
         style::Role,
         table::{Cell, Column, Stream},
         units,
@@ -94,7 +95,9 @@ impl Tally {
                     if !failures.is_empty() {
                         let list: Vec<_> =
                             failures.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-                        writeln!(out, "failed: {}", list.join(", "))?;
+                        for line in wrap(&list, ", ", screen.width.map(|width| width.saturating_sub(8))) {
+                            writeln!(out, "failed: {line}")?;
+                        }
                     }
                 }
             }

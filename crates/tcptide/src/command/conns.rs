@@ -7,6 +7,7 @@ use super::{endpoint, explain_nothing, owner, print};
 use crate::{
     args::ConnsArgs,
     output::{
+        say,
         table::{Cell, Column},
         units,
     },
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     connections.dedup_by_key(|c| c.cookie);
     print(look.output.output, &connections, COLUMNS, row)?;
     if connections.is_empty() && listeners > 0 {
-        eprintln!("tcptide: no connections; {listeners} listening sockets (--all shows them)");
+        say!("no connections; {listeners} listening sockets (--all shows them)");
     } else {
         explain_nothing(&session, connections.len(), walk.sockets, "sockets");
     }

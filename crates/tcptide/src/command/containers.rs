@@ -7,7 +7,10 @@ use model::container::Container;
 use super::{print, runtime};
 use crate::{
     args::ContainersArgs,
-    output::table::{Cell, Column},
+    output::{
+        say,
+        table::{Cell, Column},
+    },
     owners::is_container,
     session::directory,
 };
@@ -34,10 +37,10 @@ pub(crate) fn run(args: &ContainersArgs) -> anyhow::Result<()> {
     all.sort_by(|a, b| (a.runtime, &a.name, &a.cgroup_path).cmp(&(b.runtime, &b.name, &b.cgroup_path)));
     print(args.output.output, &all, COLUMNS, |container| row(container))?;
     if all.is_empty() {
-        eprintln!("tcptide: no containers on this host (--all shows every cgroup)");
+        say!("no containers on this host (--all shows every cgroup)");
     }
     for status in directory.statuses() {
-        eprintln!("tcptide: {}", runtime(&status));
+        say!("{}", runtime(&status));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::{
         table::{Cell, Column, Table},
         writer::{Output, Screen},
     },
-    session::{directory, owner},
+    session::{self, directory, owner},
 };
 
 const COLUMNS: &[Column] = &[
@@ -67,9 +67,13 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     found("tcptide", Ok(version.to_owned()));
     let kernel = Kernel::look().map(|kernel| format!("Linux {}, with BTF", kernel.release));
     let mut able = found("kernel", kernel.map_err(|e| e.to_string()));
-    able &= found(
+    able &= check_privileges().is_ok();
+    found(
         "privileges",
-        check_privileges().map(|()| "all that are needed".to_owned()).map_err(|e| e.to_string()),
+        check_privileges().map_err(|e| e.to_string()).and_then(|missing| match session::without(&missing) {
+            None => Ok("all that are needed".to_owned()),
+            Some(text) => Err(text),
+        }),
     );
     let directory = directory(&args.output.runtimes)?;
     found("cgroups", cgroups(directory.layout()));

@@ -20,6 +20,7 @@ use crate::{
     identity::{RuntimeState, RuntimeStatus},
     output::{
         format::Format,
+        say,
         table::{Cell, Column, Table},
         units,
         writer::{Output, Screen},
@@ -52,10 +53,7 @@ fn print<T: Serialize>(
 /// Says on stderr that a filter left nothing of what there is.
 fn explain_nothing(session: &Session, found: usize, all: u64, what: &str) {
     if found == 0 && !session.filter.is_empty() {
-        eprintln!(
-            "tcptide: nothing matches {}; without the filter there are {all} {what}",
-            session.filter.describe()
-        );
+        say!("nothing matches {}; without the filter there are {all} {what}", session.filter.describe());
     }
 }
 
@@ -66,7 +64,10 @@ fn endpoint(end: &Endpoint) -> String {
 /// A container's name, with its pod where it has one.
 fn owner(container: &Container) -> String {
     match (&container.namespace, &container.pod) {
-        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}/{}", container.name),
+        (Some(namespace), Some(pod)) => {
+            // Each is bounded by itself, or a long pod would hide the container.
+            [namespace, pod, &container.name].map(|name| sanitize(name).into_owned()).join("/")
+        }
         _ => container.name.clone(),
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     output::{
         bars::bars,
         format::Format,
+        layout::wrap,
         units,
         writer::{Output, Screen},
     },
@@ -161,7 +162,15 @@ impl Groups {
             write!(out, "{}", bars(&key.title(group.container.as_deref()), &group.samples, screen))?;
             let min = group.min_us.map_or("-".to_owned(), |us| units::duration(us.into()));
             let queueing = queueing_us.map_or("-".to_owned(), units::duration);
-            writeln!(out, "min rtt {min}  queueing delay {queueing}  connections {}", group.connections)?;
+            let connections = group.connections;
+            let facts = [
+                format!("min rtt {min}"),
+                format!("queueing delay {queueing}"),
+                format!("connections {connections}"),
+            ];
+            for line in wrap(&facts, "  ", screen.width) {
+                writeln!(out, "{line}")?;
+            }
         }
         if self.0.is_empty() && format.encoding().is_none() {
             writeln!(out, "no round trip was measured")?;

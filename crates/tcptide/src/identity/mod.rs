@@ -131,6 +131,14 @@ impl Directory {
             .collect()
     }
 
+    /// Whether a runtime may still tell names of containers that have none.
+    pub(crate) fn awaits_names(&self) -> bool {
+        let states = self.statuses().into_iter().map(|status| status.state);
+        states
+            .into_iter()
+            .any(|state| matches!(state, RuntimeState::Starting | RuntimeState::Connected { .. }))
+    }
+
     /// Whether this cgroup exists, as far as is known.
     pub(crate) fn is_live(&self, cgroup_id: u64) -> bool {
         self.shared.cgroups().is_live(cgroup_id)

@@ -3,7 +3,7 @@ use model::histogram::{Histogram, Slot};
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    layout::wrap,
+    layout::{cut, wrap},
     style::Role,
     units::{count, duration, percent},
     writer::Screen,
@@ -20,7 +20,8 @@ const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 /// all, and a bar as long as its count is to the largest; then count, quantiles, mean, and the extremes if
 /// known. `title` says what was measured.
 pub(crate) fn bars(title: &str, histogram: &Histogram, screen: &Screen) -> String {
-    let mut text = format!("{}\n", screen.palette.paint(Some(Role::Header), title));
+    let title = screen.width.map_or(title.into(), |width| cut(title, width));
+    let mut text = format!("{}\n", screen.palette.paint(Some(Role::Header), &title));
     if histogram.is_empty() {
         return text + "nothing measured\n";
     }

@@ -156,7 +156,7 @@ pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
 }
 
 /// Items in as few lines as hold them within `limit`; an item that alone is longer stays whole.
-pub(super) fn wrap(items: &[impl AsRef<str>], between: &str, limit: Option<usize>) -> Vec<String> {
+pub(crate) fn wrap(items: &[impl AsRef<str>], between: &str, limit: Option<usize>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for item in items {
         let item = item.as_ref();

@@ -8,9 +8,18 @@
 //! * [`style`]: what a colour means
 //! * [`writer`]: standard output, its width, and its end
 
+/// Says something to the person, beside what a command prints. Where nobody listens any more, it is not said.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "tcptide: {}", format_args!($($text)*));
+    }};
+}
+pub(crate) use say;
+
 pub(crate) mod bars;
 pub(crate) mod format;
-mod layout;
+pub(crate) mod layout;
 pub(crate) mod style;
 pub(crate) mod table;
 pub(crate) mod units;
