@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs fmt clean
+.PHONY: help run test check bench docs fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,10 @@ test: ## everything that this machine can test; installs the tests' tools when r
 
 check: ## what needs no root: format, lints, dependencies, API documentation, unit tests
 	@tools/test.sh check
+
+bench: ## what tcptide costs, as root, in three minutes; ARGS=--help tells how to vary it
+	@cargo build --locked --release -p tcptide -p functional -p bench
+	@$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
 
 docs: ## write the generated pages in docs/ anew
 	@TCPTIDE_WRITE_DOCS=1 cargo test --quiet -p tcptide-model -p tcptide

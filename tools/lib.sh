@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the other scripts share. Sourced, in the repository's root.
 
-say() { printf '%s\n' "$*" >&2; }
+say() { printf '%s\n' "$@" >&2; }
 
 fail() {
     say "error: $*"

@@ -27,6 +27,10 @@ test_needs() {
 program ip          iproute2        iproute                       iproute2  iproute2         iproute2
 program ss          iproute2        iproute                       iproute2  iproute2-ss      iproute2
 program nsenter     util-linux      util-linux                    util-linux util-linux      util-linux
+program ps          procps          procps-ng                     procps-ng procps           procps
+program bpftool     bpftool         bpftool                       bpf       bpftool          bpftool
+program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
+program python3     python3-minimal python3                       python    python3          python3
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program dockerd     docker.io       moby-engine                   docker    docker           docker
 program docker      docker.io       moby-engine                   docker    docker-cli       docker

@@ -20,6 +20,8 @@ show() {
     fi
 }
 
+# tcptide itself ends on Ctrl-C; what would come after it shall not begin then.
+trap 'exit 0' INT
 show conns
 if [[ -t 1 ]]; then
     say "" "Connections as they open, fail and close, until Ctrl-C:"

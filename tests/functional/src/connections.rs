@@ -259,6 +259,11 @@ impl<'a> Trace<'a> {
         Ok(Self { netns, streaming })
     }
 
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.streaming.pid()
+    }
+
     /// What was told so far.
     pub fn so_far(&self) -> Result<Connections> {
         Connections::of_stream(self.netns, &self.streaming.stdout())

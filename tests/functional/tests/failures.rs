@@ -68,7 +68,9 @@ fn refused() {
     let netns = Netns::new("refused").unwrap();
     let trace = Trace::start(&netns, &[]).unwrap();
     let targets = ["127.0.0.1:7009", "[::1]:7009"].map(|to| to.parse().unwrap());
-    targets.iter().for_each(|&to| refuse(&netns, to, Errno::CONNREFUSED));
+    for to in targets {
+        refuse(&netns, to, Errno::CONNREFUSED);
+    }
     trace.wait_for("fail", 2).unwrap();
     let told = trace.end().unwrap();
     for to in targets {
@@ -123,6 +125,9 @@ fn router() -> (Netns, Netns) {
     client.ip(&["-6", "route", "add", "default", "via", SERVER_6]).unwrap();
     router.sysctl("net.ipv4.ip_forward", "1").unwrap();
     router.sysctl("net.ipv6.conf.all.forwarding", "1").unwrap();
+    // It answers each SYN, and not one a second.
+    router.sysctl("net.ipv4.icmp_ratelimit", "0").unwrap();
+    router.sysctl("net.ipv6.icmp.ratelimit", "0").unwrap();
     (client, router)
 }
 
@@ -148,7 +153,9 @@ fn unreachable_as_a_router_says_or_as_no_neighbour_answers() {
         ("198.18.21.99", Errno::HOSTUNREACH),
     ]
     .map(|(to, errno)| (SocketAddr::new(ip(to), 7000), errno));
-    targets.iter().for_each(|&(to, errno)| refuse(&client, to, errno));
+    for (to, errno) in targets {
+        refuse(&client, to, errno);
+    }
     trace.wait_for("fail", targets.len()).unwrap();
     let told = trace.end().unwrap();
     for (to, errno) in targets {
@@ -231,6 +238,9 @@ fn a_short_connection_that_worked_is_no_failure() {
         assert_eq!([of("open"), of("established"), of("close")], [2 * COUNT; 3], "{direction}");
     }
     let counters = NetCounters::of(&netns).unwrap();
-    assert_eq!((counters.get("TcpAttemptFails"), counters.get("TcpActiveOpens")), (0, 2 * COUNT as i64));
+    assert_eq!(
+        (counters.get("TcpAttemptFails"), counters.get("TcpActiveOpens")),
+        (0, 2 * COUNT.cast_signed())
+    );
     assert_eq!(server.stop().unwrap().accepted, 2 * COUNT);
 }

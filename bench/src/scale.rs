@@ -1,0 +1,144 @@
+//! What looking costs when there are many connections.
+
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use functional::{
+    process::Reading,
+    samples::Scrape,
+    tcptide::{Agent, Tcptide},
+};
+use rustix::process::Signal;
+
+use crate::{
+    accounting::{cpu_of, kernel_memory, resident},
+    command::run,
+    crowd::Crowd,
+    figures::Report,
+};
+
+/// How many connections the limits are meant for.
+const LIMIT_CONNECTIONS: u64 = 50_000;
+/// A walk of the kernel over so many connections, ms.
+const WALK_LIMIT_MS: f64 = 100.0;
+/// The agent's memory, MiB.
+const RESIDENT_LIMIT_MIB: f64 = 64.0;
+/// From the start to the first event seen, ms.
+const START_LIMIT_MS: f64 = 1000.0;
+/// `--help`, ms.
+const HELP_LIMIT_MS: f64 = 10.0;
+/// Scrapes of an agent after its first.
+const SCRAPES: u32 = 4;
+
+/// How long it takes to begin, on this host as it is.
+pub(crate) fn starts(report: &mut Report, tcptide: &Tcptide, repeat: u64) -> Result<()> {
+    for _ in 0..repeat {
+        let help = run(&mut tcptide.command(["--help"]))?;
+        report.add_limited("--help", "ms", ms(help.took), Some(HELP_LIMIT_MS));
+        start(report, "trace: start to attached, empty host", &["trace"], tcptide)?;
+        let agent = ["agent", "--web.listen-address", "127.0.0.1:0"];
+        start(report, "agent: start to attached, empty host", &agent, tcptide)?;
+    }
+    Ok(())
+}
+
+fn start(report: &mut Report, name: &str, args: &[&str], tcptide: &Tcptide) -> Result<()> {
+    let start = Instant::now();
+    let reading = Reading::start(&mut tcptide.command(args))?;
+    reading.stderr().wait_for("`tcptide: attached`", Duration::from_secs(30), |line| {
+        line.contains("tcptide: attached")
+    })?;
+    report.add_limited(name, "ms", ms(start.elapsed()), Some(START_LIMIT_MS));
+    reading.signal(Signal::INT)?;
+    reading.wait(Duration::from_secs(15)).map(drop)
+}
+
+/// Everything once, so that rounds interleave.
+pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
+    commands(report, tcptide)?;
+    ss(report, crowd)?;
+    start(report, "trace: start to attached", &["trace"], tcptide)?;
+    agent(report, tcptide, crowd)
+}
+
+fn commands(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
+    for (command, shown) in [("conns", "conns -o json"), ("states", "states -o json")] {
+        let ran = run(&mut tcptide.command([command, "-o", "json"]))?;
+        report.add(shown, "ms", ms(ran.took));
+        report.add(&format!("{shown}: CPU"), "ms", ms(ran.cpu));
+        report.add(&format!("{shown}: resident"), "MiB", mib(ran.resident));
+        report.add(&format!("{shown}: written"), "MiB", mib(ran.written));
+    }
+    Ok(())
+}
+
+/// The same question asked of ss, which sees one network namespace at a time.
+fn ss(report: &mut Report, crowd: &Crowd) -> Result<()> {
+    for (flags, name) in [("-tinH", "ss -tin, all namespaces"), ("-tinpH", "ss -tinp, all namespaces")] {
+        let (mut took, mut cpu, mut written) = (Duration::ZERO, Duration::ZERO, 0);
+        for netns in crowd.namespaces() {
+            let ran = run(&mut netns.wrap(Command::new("ss").arg(flags)))?;
+            took += ran.took;
+            cpu += ran.cpu;
+            written += ran.written;
+        }
+        report.add(name, "ms", ms(took));
+        report.add(&format!("{name}: CPU"), "ms", ms(cpu));
+        report.add(&format!("{name}: written"), "MiB", mib(written));
+    }
+    Ok(())
+}
+
+/// A new agent: its start, its first scrape, more of them, its memory.
+fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
+    let memory = kernel_memory()?;
+    let start = Instant::now();
+    let agent = tcptide.agent::<&str>([])?;
+    report.add_limited("agent: start to attached", "ms", ms(start.elapsed()), Some(START_LIMIT_MS));
+    let grown = kernel_memory()?.saturating_sub(memory);
+    let (_, now) = resident(agent.pid()).context("the agent is gone")?;
+    report.add("agent: resident before the first scrape", "MiB", mib(now));
+
+    let first = scrape(report, &agent, "agent: first scrape", crowd)?;
+    let sockets = first.sum("tcptide_walk_sockets", &[]).context("no tcptide_walk_sockets")?;
+    for _ in 0..SCRAPES {
+        thread::sleep(Duration::from_millis(100));
+        scrape(report, &agent, "agent: later scrape", crowd)?;
+    }
+    let (most, _) = resident(agent.pid()).context("the agent is gone")?;
+    report.add_limited("agent: resident, at most", "MiB", mib(most), Some(RESIDENT_LIMIT_MIB));
+    report.add("kernel memory for each socket", "bytes", grown as f64 / sockets);
+    agent.stop()?.success().map(drop)
+}
+
+fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Crowd) -> Result<Scrape> {
+    let (cpu, start) = (cpu_of(agent.pid())?, Instant::now());
+    let text = agent.metrics()?;
+    let (took, cpu) = (start.elapsed(), cpu_of(agent.pid())?.saturating_sub(cpu));
+    let scrape = Scrape::parse(&text)?;
+    let one = |metric| scrape.sum(metric, &[]).with_context(|| format!("the agent has no {metric}"));
+    let (seconds, sockets) = (one("tcptide_walk_duration_seconds")?, one("tcptide_walk_sockets")?);
+    report.add(name, "ms", ms(took));
+    report.add(&format!("{name}: CPU of the agent"), "ms", ms(cpu));
+    report.add(&format!("{name}: answer"), "KiB", text.len() as f64 / 1024.0);
+    report.add(&format!("{name}: sockets walked"), "", sockets);
+    // The limit is for all sockets of so many connections, both ends.
+    let limit = (crowd.connections() <= LIMIT_CONNECTIONS).then_some(WALK_LIMIT_MS);
+    report.add_limited(&format!("{name}: walk in the kernel"), "ms", seconds * 1e3, limit);
+    let each = seconds / sockets;
+    report.add(&format!("{name}: walk for each socket"), "us", each * 1e6);
+    report.add(&format!("{name}: walk for each 50,000 sockets"), "ms", each * 50_000.0 * 1e3);
+    Ok(scrape)
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
