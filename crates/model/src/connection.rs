@@ -178,6 +178,14 @@ pub struct Retransmits {
     pub syn: u32,
     /// SYN-ACKs.
     pub synack: u32,
+    /// Those that the kernel counted and told nothing of; rare, and absent where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub other: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Round-trip time.
@@ -316,7 +324,7 @@ impl Connection {
         let flag = |flag: u8| r.flags & flag != 0;
         let event = if is_event { Event::ALL.get(usize::from(r.event)).copied() } else { None };
         let preexisting = flag(record::FLAG_PREEXISTING);
-        let [rto, tlp, fast, syn, synack, _] = r.since.retransmits_by_kind;
+        let [rto, tlp, fast, syn, synack, other] = r.since.retransmits_by_kind;
         Self {
             time: clock.time(r.time_ns),
             event,
@@ -337,7 +345,7 @@ impl Connection {
             received_bytes: r.since.received_bytes,
             segments_out: r.since.segments_out,
             segments_in: r.since.segments_in,
-            retransmits: Retransmits { total: r.since.retransmits, rto, tlp, fast, syn, synack },
+            retransmits: Retransmits { total: r.since.retransmits, rto, tlp, fast, syn, synack, other },
             rtt: rtt(r),
             cwnd: r.cwnd,
             mss: r.mss,

@@ -131,7 +131,7 @@ table! {
         read: |t, walk| Reading::Each(t.connections.iter().map(|&n| if t.walk == walk { n.into() } else { 0 }).collect())
     }
     "tcptide_opened_total" Counter [Label { name: "direction", values: &DIRECTIONS }] {
-        help: "Connections opened: a SYN sent (active), or a handshake completed at a listener (passive).",
+        help: "Connections opened: a connect begun (active), or a handshake completed at a listener (passive).",
         source: "inet_sock_set_state",
         program: "lifecycle", fields: [opened], read: |t, _| Reading::Each(t.opened.to_vec())
     }

@@ -143,6 +143,10 @@ static __always_inline __u16 local_port(struct tcp_sock *tp)
 
 /* ---- Counters ----------------------------------------------------------------------------------------- */
 
+/* A bit of sk_flags. */
+#define is_flagged(sk, flag)                                                                                         \
+	(!!((sk)->__sk_common.skc_flags & (1UL << bpf_core_enum_value(enum sock_flags, flag))))
+
 static __always_inline __u64 at_least_0(__s64 v)
 {
 	return v < 0 ? 0 : v;
@@ -169,9 +173,8 @@ static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, 
 	c->sent_bytes = at_least_0((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
 	/* The FIN comes last: it is what exceeds the payload. */
 	c->acked_bytes = acked > c->sent_bytes ? c->sent_bytes : acked;
-	c->received_bytes = at_least_0((__s64)tp->bytes_received -
-				       !!(tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags &
-					  (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE))));
+	c->received_bytes =
+		at_least_0((__s64)tp->bytes_received - is_flagged(&tp->inet_conn.icsk_inet.sk, SOCK_DONE));
 	c->segments_out = tp->segs_out;
 	c->segments_in = tp->segs_in;
 	c->retransmits = tp->total_retrans;

@@ -165,6 +165,7 @@ struct sock {
 };
 
 enum sock_flags {
+	SOCK_DEAD = 0, /* no process holds it */
 	SOCK_DONE = 1, /* the peer's FIN has been received */
 };
 
@@ -219,6 +220,7 @@ struct tcp_sock {
 	__u32 packets_out; /* segments in flight */
 	__u32 snd_una;
 	__u32 snd_nxt;
+	__u32 write_seq; /* end of what is to be sent, with the FIN */
 	__u32 srtt_us;	/* times 8 */
 	__u32 mdev_us;	/* times 4 */
 	__u32 rtt_seq;	/* moves on once a round trip */

@@ -105,7 +105,7 @@ pub(crate) struct StreamArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) duration: Option<Duration>,
     /// Room for events between two looks at them, MiB (a power of two)
-    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = buffer)]
     pub(crate) buffer: u32,
 }
 
@@ -231,7 +231,7 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
-    /// Where to serve; [::]:9836 is every address of this host
+    /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
     /// How long the series of a removed container stay

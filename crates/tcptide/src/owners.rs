@@ -57,7 +57,13 @@ impl Owners {
         if !self.filter.cgroup.is_empty() {
             // Paths hold for what lies below, which the kernel side follows itself. Names, if any, are left to us.
             self.tell_cgroups(monitor, directory)?;
-            monitor.want_other_cgroups(self.filter.cgroup.includes().is_empty());
+            // A path that is not there yet may come any moment: until it does, everything is sent and filtered here.
+            let missing = |item: &CgroupRef| match item {
+                CgroupRef::Id(_) => false,
+                CgroupRef::Path(path) => directory.subtree(path).is_empty(),
+            };
+            let includes = self.filter.cgroup.includes();
+            monitor.want_other_cgroups(includes.is_empty() || includes.iter().any(missing));
         } else if self.by_name() {
             let awaited = directory.awaits_names();
             for container in directory.all() {

@@ -111,10 +111,11 @@ impl Session {
         }
     }
 
-    /// Fetches the events that are there.
-    fn fetch(
+    /// Fetches the events that are there. A command whose last look is a walk calls it after that: what closed before the
+    /// walk came by is there.
+    pub(crate) fn fetch(
         &mut self,
-        each: &mut impl FnMut(&record::Connection, &Arc<Container>, &Clock) -> anyhow::Result<()>,
+        mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let clock = clock();
         let mut batch = Vec::new();

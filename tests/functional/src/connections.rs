@@ -109,12 +109,15 @@ pub struct Retransmits {
     pub syn: u64,
     /// SYN-ACKs.
     pub synack: u64,
+    /// Those that the kernel counted and told nothing of; absent where there is none.
+    #[serde(default)]
+    pub other: u64,
 }
 
 impl Retransmits {
     /// The kinds together.
     pub fn of_all_kinds(&self) -> u64 {
-        self.rto + self.tlp + self.fast + self.syn + self.synack
+        self.rto + self.tlp + self.fast + self.syn + self.synack + self.other
     }
 }
 

@@ -196,6 +196,7 @@ fn sum(connections: &Connections) -> Retransmits {
         fast: a.fast + b.fast,
         syn: a.syn + b.syn,
         synack: a.synack + b.synack,
+        other: a.other + b.other,
     })
 }
 

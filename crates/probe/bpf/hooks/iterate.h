@@ -9,7 +9,7 @@
 
 /*
  * Who began a connection that nobody saw beginning? bytes_acked counts the own SYN on the active side only, so
- * it is one ahead there: acked + in flight = sent once + SYN + FIN. After an own FIN it cannot be told.
+ * it is one ahead there: acked + in flight = sent once + SYN + FIN.
  */
 static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
 {
@@ -23,8 +23,8 @@ static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
 		return DIRECTION_PASSIVE;
 	ahead = (__s64)tp->bytes_acked + (__u32)(tp->snd_nxt - tp->snd_una) -
 		((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
-	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
-		ahead--; /* the own FIN, if it has left the send queue */
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT && tp->snd_nxt == tp->write_seq)
+		ahead--; /* the own FIN, the last to leave the send queue */
 	if (ahead == 1)
 		return DIRECTION_ACTIVE;
 	return ahead == 0 ? DIRECTION_PASSIVE : DIRECTION_UNKNOWN;

@@ -128,7 +128,8 @@ __noinline __u32 why_failed(int error, __u32 segments_out)
 	return segments_out ? REASON_CANCELED : REASON_ADDRESS_UNAVAILABLE;
 }
 
-__noinline __u32 why_closed(int old, int error)
+/* `ended`: the peer's FIN is here, or the process has let go of the socket. */
+__noinline __u32 why_closed(int old, int error, __u32 ended)
 {
 	if (error == ECONNRESET || error == EPIPE)
 		return REASON_RESET_RECEIVED;
@@ -142,6 +143,9 @@ __noinline __u32 why_closed(int old, int error)
 		return REASON_ERROR;
 	/* Closed without a FIN of its own: linger 0, unread data, or never accepted. The RST follows. */
 	if (old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT || old == TCP_SYN_RECV)
+		return REASON_RESET_SENT;
+	/* The same after its own FIN, while the process still has the socket and the peer has not finished. */
+	if ((old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2) && !ended)
 		return REASON_RESET_SENT;
 	return REASON_NORMAL;
 }
@@ -163,7 +167,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
-	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err);
+	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err, is_flagged(sk, SOCK_DEAD) || is_flagged(sk, SOCK_DONE));
 	/* With cgroup v1 only: accepted, and never seen in use. */
 	if (owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);

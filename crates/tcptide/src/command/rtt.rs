@@ -221,6 +221,10 @@ pub(crate) fn run(args: &RttArgs) -> anyhow::Result<()> {
         },
     )?;
     session.walk(|row, container, _| add(row, container))?;
+    session.fetch(|event, container, _| {
+        add(event, container);
+        Ok(())
+    })?;
     if interval.is_some() && format.encoding().is_none() {
         writeln!(out, "\nthe whole time:")?;
     }

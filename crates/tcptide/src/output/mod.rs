@@ -1,6 +1,6 @@
 //! How every command shows what it found: tables and bars for people, JSON and YAML for programs.
 //!
-//! * [`format`]: what `-o` chooses
+//! * [`mod@format`]: what `-o` chooses
 //! * [`table`]: whole tables, and streams of rows
 //! * [`layout`]: how columns share the width there is
 //! * [`bars`]: a histogram drawn in text
