@@ -286,7 +286,8 @@ mod tests {
         cli.build();
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let name = command.get_name().to_owned();
-            page.push_str(&format!("\n## tcptide {name}\n\n```text\n{}```\n", command.render_long_help()));
+            let help = command.render_long_help().to_string();
+            page.extend(["\n## tcptide ", &name, "\n\n```text\n", &help, "```\n"]);
         }
         page.lines().map(str::trim_end).fold(String::new(), |page, line| page + line + "\n")
     }
