@@ -112,9 +112,17 @@ impl Report {
         self.figures[at].add(value);
     }
 
-    /// Adds a comparison.
+    /// Adds a comparison. What is compared several times is added up, and equal only if it always was.
     pub(crate) fn check(&mut self, what: &str, tcptide: u64, witness: u64) {
-        self.checks.push(Check { what: what.to_owned(), tcptide, witness, equal: tcptide == witness });
+        let equal = tcptide == witness;
+        match self.checks.iter_mut().find(|check| check.what == what) {
+            Some(check) => {
+                check.tcptide += tcptide;
+                check.witness += witness;
+                check.equal &= equal;
+            }
+            None => self.checks.push(Check { what: what.to_owned(), tcptide, witness, equal }),
+        }
     }
 
     /// Whether every limit was kept and every comparison equal.
@@ -188,6 +196,28 @@ mod tests {
         let even = figure(Some(100.0), &[99.0, 101.0]);
         assert_eq!(number(even.median), "100");
         assert!(!even.is_kept());
+    }
+
+    #[test]
+    fn errors_that_even_out_are_errors() {
+        let machine = Machine {
+            at: Timestamp::UNIX_EPOCH,
+            kernel: String::new(),
+            cpu: String::new(),
+            cpus: 1,
+            memory_mib: 1,
+            load: String::new(),
+            tcptide: String::new(),
+            bytes_of_binary: 1,
+        };
+        let mut report = Report::new(machine);
+        report.check("sockets", 1, 1);
+        assert!(report.is_good());
+        report.check("sockets", 2, 1);
+        report.check("sockets", 1, 2);
+        assert!(!report.is_good());
+        assert_eq!((report.checks.len(), report.checks[0].tcptide, report.checks[0].witness), (1, 4, 4));
+        assert!(report.to_string().contains("DIFFERENT"));
     }
 
     #[test]

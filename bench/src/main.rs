@@ -72,6 +72,8 @@ fn run(args: &Args) -> Result<bool> {
             eprintln!("bench: round {round} of {}", args.repeat);
             scale::round(&mut report, &tcptide, &crowd)?;
         }
+        // It looks through the files of all processes for each namespace: once is enough.
+        scale::ss(&mut report, &crowd, "-tinp")?;
         eprintln!("bench: comparing with ss");
         witnesses::compare(&mut report, &tcptide, &crowd)?;
         crowd.close()?;

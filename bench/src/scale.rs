@@ -33,6 +33,8 @@ const START_LIMIT_MS: f64 = 1000.0;
 const HELP_LIMIT_MS: f64 = 10.0;
 /// Scrapes of an agent after its first.
 const SCRAPES: u32 = 4;
+/// The kernel frees the last one's storage after its end, on the CPUs that the next one needs.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long it takes to begin, on this host as it is.
 pub(crate) fn starts(report: &mut Report, tcptide: &Tcptide, repeat: u64) -> Result<()> {
@@ -47,6 +49,7 @@ pub(crate) fn starts(report: &mut Report, tcptide: &Tcptide, repeat: u64) -> Res
 }
 
 fn start(report: &mut Report, name: &str, args: &[&str], tcptide: &Tcptide) -> Result<()> {
+    thread::sleep(SETTLE);
     let start = Instant::now();
     let reading = Reading::start(&mut tcptide.command(args))?;
     reading.stderr().wait_for("`tcptide: attached`", Duration::from_secs(30), |line| {
@@ -60,13 +63,14 @@ fn start(report: &mut Report, name: &str, args: &[&str], tcptide: &Tcptide) -> R
 /// Everything once, so that rounds interleave.
 pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
     commands(report, tcptide)?;
-    ss(report, crowd)?;
+    ss(report, crowd, "-tin")?;
     start(report, "trace: start to attached", &["trace"], tcptide)?;
     agent(report, tcptide, crowd)
 }
 
 fn commands(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
     for (command, shown) in [("conns", "conns -o json"), ("states", "states -o json")] {
+        thread::sleep(SETTLE);
         let ran = run(&mut tcptide.command([command, "-o", "json"]))?;
         report.add(shown, "ms", ms(ran.took));
         report.add(&format!("{shown}: CPU"), "ms", ms(ran.cpu));
@@ -77,24 +81,24 @@ fn commands(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
 }
 
 /// The same question asked of ss, which sees one network namespace at a time.
-fn ss(report: &mut Report, crowd: &Crowd) -> Result<()> {
-    for (flags, name) in [("-tinH", "ss -tin, all namespaces"), ("-tinpH", "ss -tinp, all namespaces")] {
-        let (mut took, mut cpu, mut written) = (Duration::ZERO, Duration::ZERO, 0);
-        for netns in crowd.namespaces() {
-            let ran = run(&mut netns.wrap(Command::new("ss").arg(flags)))?;
-            took += ran.took;
-            cpu += ran.cpu;
-            written += ran.written;
-        }
-        report.add(name, "ms", ms(took));
-        report.add(&format!("{name}: CPU"), "ms", ms(cpu));
-        report.add(&format!("{name}: written"), "MiB", mib(written));
+pub(crate) fn ss(report: &mut Report, crowd: &Crowd, flags: &str) -> Result<()> {
+    let (mut took, mut cpu, mut written) = (Duration::ZERO, Duration::ZERO, 0);
+    for netns in crowd.namespaces() {
+        let ran = run(&mut netns.wrap(Command::new("ss").args([flags, "-H"])))?;
+        took += ran.took;
+        cpu += ran.cpu;
+        written += ran.written;
     }
+    let name = format!("ss {flags}, all namespaces");
+    report.add(&name, "ms", ms(took));
+    report.add(&format!("{name}: CPU"), "ms", ms(cpu));
+    report.add(&format!("{name}: written"), "MiB", mib(written));
     Ok(())
 }
 
 /// A new agent: its start, its first scrape, more of them, its memory.
 fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
+    thread::sleep(2 * SETTLE);
     let memory = kernel_memory()?;
     let start = Instant::now();
     let agent = tcptide.agent::<&str>([])?;

@@ -148,7 +148,7 @@ struct counters {
 	__u32 segments_in;
 	/* Segments sent again: tcp_sock.total_retrans, since 2.6. */
 	__u32 retransmits;
-	/* How many of them the kind is known of: [enum retransmit]. */
+	/* How many of them the kind is known of: enum retransmit. */
 	__u32 retransmits_by_kind[RETRANSMITS];
 };
 
@@ -246,7 +246,7 @@ struct totals {
 	__u64 received_segments;
 	/* Segments sent again: enum retransmit. */
 	__u64 retransmitted_segments[RETRANSMITS];
-	/* RSTs: [0] sent, [1] received. */
+	/* RSTs: first those sent, then those received. */
 	__u64 resets[2];
 	/* Sum of the RTT samples, us. */
 	__u64 rtt_sum_us;
