@@ -250,13 +250,13 @@ own! {
     BUILD_INFO "tcptide_build_info" Gauge ["version", "kernel"]
         "Always 1: the version of tcptide, and the kernel it runs on."
     PROGRAM_STATUS "tcptide_program_status" Gauge ["program", "status"]
-        "Always 1: what became of each BPF program: attached, unsupported, refused, off."
+        "Always 1: what became of each BPF program: attached, unsupported, refused, standby, off."
     PROGRAM_RUN_SECONDS "tcptide_program_run_seconds_total" Counter ["program"]
         "Time spent in each BPF program; absent where the kernel does not measure it."
     PROGRAM_RUNS "tcptide_program_runs_total" Counter ["program"]
         "Runs of each BPF program; absent where the kernel does not measure it."
     PROGRAM_MISSES "tcptide_program_misses_total" Counter ["program"]
-        "Runs that did not happen because the program was running on that CPU already: lost signals."
+        "Runs that the kernel left out because the program was running on that CPU already: lost, unless another program hangs on the same hook (lifecycle_nested for lifecycle)."
     EVENTS_LOST "tcptide_events_lost_total" Counter ["reason"]
         "Events that found no room: connection_buffer_full, cgroup_buffer_full."
     STORAGE_FAILURES "tcptide_storage_failures_total" Counter []

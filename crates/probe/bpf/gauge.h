@@ -162,6 +162,15 @@ static __always_inline __u32 known_retransmits(const struct gauge *g)
 	return known;
 }
 
+/*
+ * A number that stays as it is while a connection carries nothing: the sum of counters that only grow. Without
+ * those that grow together with one of these, which lie in other cache lines. To be read before the counters.
+ */
+static __always_inline __u64 progress_of(struct tcp_sock *tp)
+{
+	return tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
+}
+
 static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
 	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
@@ -181,6 +190,32 @@ static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, 
 	for (int i = 0; i < RETRANSMIT_OTHER; i++)
 		c->retransmits_by_kind[i] = g->retransmits_by_kind[i];
 	c->retransmits_by_kind[RETRANSMIT_OTHER] = c->retransmits - g->before.retransmits - known_retransmits(g);
+}
+
+/* Whether somebody is at work on the socket. Not told of by a kernel with other locks (PREEMPT_RT). */
+static __always_inline bool is_locked(struct sock *sk)
+{
+	if (sk->sk_lock.owned)
+		return true;
+	return bpf_core_field_exists(sk->sk_lock.slock.rlock.raw_lock.val) &&
+	       sk->sk_lock.slock.rlock.raw_lock.val.counter;
+}
+
+/*
+ * As read_counters(), where the socket is not locked: a FIN adds to bytes_received a moment before it sets SOCK_DONE,
+ * and totals cannot take a byte back. Returns whether the next reading may differ though nothing moves.
+ */
+static __always_inline bool peek_counters(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct counters *c)
+{
+	__u64 received;
+	bool locked;
+
+	read_counters(tp, g, c);
+	received = *(volatile __u64 *)&tp->bytes_received;
+	locked = is_locked(sk);
+	asm volatile("" ::: "memory");
+	c->received_bytes = at_least_0((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
+	return locked;
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
@@ -265,6 +300,21 @@ static __always_inline void fold(struct gauge *g, const struct counters *now, bo
 	}
 }
 
+/* ---- Adoption ----------------------------------------------------------------------------------------- */
+
+static __always_inline void count_held(struct sock *sk, __s64 more)
+{
+	__u32 netns = sk->__sk_common.skc_net.net->ns.inum;
+	__s64 none = 0, *n = bpf_map_lookup_elem(&held, &netns);
+
+	if (!n) {
+		bpf_map_update_elem(&held, &netns, &none, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&held, &netns);
+	}
+	if (n)
+		__sync_fetch_and_add(n, more);
+}
+
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
 
 /*
@@ -299,6 +349,9 @@ static __always_inline void take_samples(struct gauge *g, struct connection *c)
 	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	__u64 sum = 0;
 
+	/* The sum is added last: while it is 0 there is no sample to take. */
+	if (!c && !g->rtt_sum_us)
+		return;
 	if (g->rtt_sum_us)
 		sum = __sync_lock_test_and_set(&g->rtt_sum_us, 0);
 	if (t)

@@ -156,8 +156,34 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr; /* absent without CONFIG_IPV6 */
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct qspinlock {
+	union {
+		atomic_t val;
+	};
+};
+
+struct raw_spinlock {
+	struct qspinlock raw_lock;
+};
+
+struct spinlock {
+	union {
+		struct raw_spinlock rlock;
+	};
+};
+
+typedef struct {
+	struct spinlock slock; /* held in softirq, and to change `owned` */
+	int owned;	       /* by a process */
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	int sk_err;
 	__u32 sk_ack_backlog;	/* a listener's accept queue */
@@ -173,10 +199,6 @@ struct inet_sock {
 	struct sock sk;
 	__be16 inet_sport; /* network order; survives the unhashing at CLOSE */
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
 
 struct request_sock_queue {
 	atomic_t qlen; /* half-open connections */

@@ -17,6 +17,8 @@ struct gauge {
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
+	__u64 progress;				/* progress_of() at the last fold: equal means that nothing moved */
+	__u64 rtt_sum_us;
 	struct counters before;			/* at birth or adoption */
 	struct counters folded;			/* what the owner's totals already have */
 	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
@@ -24,7 +26,6 @@ struct gauge {
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
 	__u32 pid;
 	__u8 comm[COMM_LEN];
-	__u64 rtt_sum_us;
 	__u32 rtt_samples[RTT_SLOTS]; /* since the last record or fold */
 };
 
@@ -51,6 +52,18 @@ struct {
 	__type(key, __u64);
 	__type(value, struct totals);
 } totals SEC(".maps");
+
+/*
+ * Sockets that processes hold, by network namespace: where the namespace has no more than these, there is no need
+ * to go through it, which costs a look at every socket of the host.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __s64);
+} held SEC(".maps");
 
 /*
  * Connection events on their way out. Drained on a timer, so a burst must fit: the loader sets the size (one

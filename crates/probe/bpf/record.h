@@ -133,6 +133,8 @@ enum loss {
 #define FLAG_LISTENER 8
 /* The state of a fresh gauge is known. */
 #define FLAG_BORN 16
+/* A process holds the socket, and it was counted as such. */
+#define FLAG_HELD 32
 
 /* A connection's running counters, read from tcp_sock. */
 struct counters {

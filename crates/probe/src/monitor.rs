@@ -15,7 +15,7 @@ use model::record::{self, loss};
 
 use crate::{
     error::Error,
-    namespaces::{network_namespaces, visit},
+    namespaces::{network_namespaces, sockets_in_use, visit},
     programs::{PROGRAMS, Program, Status},
     read,
     rows::Rows,
@@ -58,7 +58,24 @@ pub struct Monitor {
     statuses: BTreeMap<&'static str, Status>,
     visited: BTreeSet<u64>,
     measuring: Option<OwnedFd>,
+    nesting: Nesting,
     skel: TcpSkel<'static>,
+}
+
+/// The program whose skipped runs matter most, and the one that stands in for it.
+const NESTING: &str = "lifecycle";
+const NESTED: &str = "lifecycle_nested";
+/// For how long nothing nests before the second stands by.
+const QUIET: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy)]
+struct Nesting {
+    /// Runs of the first that the kernel left out, as of the last look.
+    seen: u64,
+    /// Those among them while the second stood by.
+    alone: u64,
+    /// When there was one.
+    last: Instant,
 }
 
 impl Monitor {
@@ -79,6 +96,7 @@ impl Monitor {
             statuses,
             visited: BTreeSet::new(),
             measuring: None,
+            nesting: Nesting { seen: 0, alone: 0, last: Instant::now() },
             skel,
         };
         if options.measure {
@@ -134,9 +152,31 @@ impl Monitor {
         let new: BTreeMap<_, _> =
             all.iter().filter(|(id, _)| !visited.contains(id)).map(clone_pair).collect();
         let iterate = link.as_fd().try_clone_to_owned().map_err(|e| Error::system("share an iterator", e))?;
-        let done = visit(&new, move || drain(create_iterator(&iterate)?))?;
+        let held = self.held()?;
+        let done = visit(&new, move |id| {
+            // What processes hold was met before; there is no need to look where there is no more.
+            if sockets_in_use() == Some(held.get(&id).copied().unwrap_or(0)) {
+                return Ok(());
+            }
+            drain(create_iterator(&iterate)?)
+        })?;
         self.visited = all.into_keys().collect();
         Ok(done.len())
+    }
+
+    /// Sockets that processes hold, by network namespace.
+    fn held(&self) -> Result<BTreeMap<u64, i64>, Error> {
+        let map = &self.skel.maps.held;
+        let mut all = BTreeMap::new();
+        for key in map.keys() {
+            let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("count sockets", e))?;
+            if let (Ok(id), Some(Ok(n))) =
+                (<[u8; 4]>::try_from(key.as_slice()), value.map(|v| <[u8; 8]>::try_from(v.as_slice())))
+            {
+                all.insert(u64::from(u32::from_ne_bytes(id)), i64::from_ne_bytes(n));
+            }
+        }
+        Ok(all)
     }
 
     /// Hands over the events since the last call. Nothing wakes the reader: call it ten times a second or so, as far
@@ -262,12 +302,50 @@ impl Monitor {
             .iter()
             .map(|program| {
                 let status = self.statuses.get(program.name).cloned().unwrap_or(Status::Off);
-                let run = loaded.get(program.name).filter(|_| status == Status::Attached).and_then(|p| {
+                let is_loaded = matches!(status, Status::Attached | Status::Standby);
+                let run = loaded.get(program.name).filter(|_| is_loaded).and_then(|p| {
                     stats::of(p.as_fd()).map_err(|e| tracing::warn!("{}: {e}", program.name)).ok()
                 });
                 ProgramStats { program, status, run }
             })
             .collect()
+    }
+
+    /// Has `lifecycle_nested` stand by where nothing has nested for a minute, and brings it back as soon as something
+    /// does: it makes every state change dearer. For those who watch for long; to be called every second or so. Without
+    /// such calls it is always there.
+    pub fn tend(&mut self) -> Result<(), Error> {
+        let missed = self.missed_by(NESTING);
+        let standing_by = self.statuses.get(NESTED) == Some(&Status::Standby);
+        if missed > self.nesting.seen {
+            if standing_by {
+                self.nesting.alone += missed - self.nesting.seen;
+                self.statuses.insert(NESTED, Status::Attached);
+                self.attach(program(NESTED)?)?;
+            }
+            self.nesting = Nesting { seen: missed, last: Instant::now(), ..self.nesting };
+        } else if self.is_attached(NESTED) && self.nesting.last.elapsed() >= QUIET {
+            self.links.remove(NESTED);
+            self.statuses.insert(NESTED, Status::Standby);
+        }
+        Ok(())
+    }
+
+    fn missed_by(&self, name: &str) -> u64 {
+        let loaded = self.skel.object().progs().find(|p| p.name() == name);
+        loaded.and_then(|p| stats::of(p.as_fd()).ok()).map_or(0, |run| run.missed)
+    }
+
+    /// How many events no program saw, at most: each program on the hook was running on that CPU already.
+    pub fn missed(&self) -> u64 {
+        let mut by_hook = BTreeMap::new();
+        for (program, run) in self.programs().into_iter().filter_map(|p| Some((p.program, p.run?))) {
+            let alone = if program.name == NESTING { self.nesting.alone } else { 0 };
+            let missed = run.missed.saturating_sub(alone);
+            let least = by_hook.entry(program.hook).or_insert(missed);
+            *least = missed.min(*least);
+        }
+        by_hook.values().sum::<u64>() + self.nesting.alone
     }
 
     /// Whether this program runs, so that what it feeds is measured.
@@ -279,6 +357,11 @@ impl Monitor {
     pub fn is_measuring(&self) -> bool {
         self.measuring.is_some()
     }
+}
+
+fn program(name: &str) -> Result<&'static Program, Error> {
+    let missing = || Error::system("find a BPF program", format!("there is no '{name}'"));
+    PROGRAMS.iter().find(|p| p.name == name).ok_or_else(missing)
 }
 
 fn clone_pair((id, path): (&u64, &PathBuf)) -> (u64, PathBuf) {

@@ -45,14 +45,14 @@ pub fn network_namespaces() -> BTreeMap<u64, PathBuf> {
 /// that are not network namespaces (other things are mounted from nsfs too) or that are gone are passed over.
 pub(crate) fn visit<R: Send>(
     namespaces: &BTreeMap<u64, PathBuf>,
-    visit: impl Fn() -> Result<R, Error> + Send,
+    visit: impl Fn(u64) -> Result<R, Error> + Send,
 ) -> Result<Vec<R>, Error> {
     thread::scope(|scope| {
         let visitor = scope.spawn(move || {
             let mut results = Vec::new();
             let own = fs::metadata("/proc/thread-self/ns/net").map(|meta| meta.ino()).ok();
-            if own.is_some_and(|own| namespaces.contains_key(&own)) {
-                results.push(visit()?);
+            if let Some(own) = own.filter(|own| namespaces.contains_key(own)) {
+                results.push(visit(own)?);
             }
             for (id, path) in namespaces {
                 // The own one needs no privilege: it is where this thread is, before it goes anywhere.
@@ -61,7 +61,7 @@ pub(crate) fn visit<R: Send>(
                 }
                 let Ok(namespace) = File::open(path) else { continue };
                 if move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
-                    results.push(visit()?);
+                    results.push(visit(*id)?);
                 }
             }
             Ok(results)
@@ -70,4 +70,17 @@ pub(crate) fn visit<R: Send>(
             .join()
             .unwrap_or_else(|_| Err(Error::system("visit the network namespaces", "the visitor panicked")))
     })
+}
+
+/// TCP sockets of the calling thread's network namespace that are neither closed nor in TIME_WAIT; `None` where the
+/// kernel does not tell.
+pub(crate) fn sockets_in_use() -> Option<i64> {
+    let of = |file: &str| {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("TCP: ").or(line.strip_prefix("TCP6: ")))?;
+        line.split(' ').nth(1)?.parse::<i64>().ok()
+    };
+    // A kernel may be without IPv6.
+    Some(of("sockstat")? + of("sockstat6").unwrap_or(0))
 }

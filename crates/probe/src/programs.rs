@@ -42,6 +42,13 @@ pub const PROGRAMS: &[Program] = &[
         needed: |options| options.follow,
     },
     Program {
+        name: "lifecycle_nested",
+        hook: "tp_btf/inet_sock_set_state",
+        feeds: "the same, of what interrupts lifecycle at its work",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
         name: "rtt",
         hook: "tp_btf/tcp_probe",
         feeds: "round-trip time distribution",
@@ -129,6 +136,8 @@ pub enum Status {
     Unsupported(String),
     /// The kernel has the hook and did not take the program.
     Refused(String),
+    /// Not needed now; see [`crate::Monitor::tend`].
+    Standby,
     /// Nobody asked for what it feeds.
     Off,
 }
@@ -140,6 +149,7 @@ impl Status {
             Self::Attached => "attached",
             Self::Unsupported(_) => "unsupported",
             Self::Refused(_) => "refused",
+            Self::Standby => "standby",
             Self::Off => "off",
         }
     }
@@ -149,7 +159,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unsupported(why) | Self::Refused(why) => write!(f, "{}: {why}", self.word()),
-            Self::Attached | Self::Off => f.write_str(self.word()),
+            Self::Attached | Self::Standby | Self::Off => f.write_str(self.word()),
         }
     }
 }

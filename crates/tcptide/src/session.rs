@@ -167,9 +167,9 @@ impl Session {
                 say!("{} {what}", losses[which]);
             }
         }
-        let missed: u64 = self.monitor.programs().iter().filter_map(|p| p.run).map(|run| run.missed).sum();
+        let missed = self.monitor.missed();
         if missed > 0 {
-            say!("{missed} events were missed: a program was running on that CPU already");
+            say!("up to {missed} events were missed: the programs were running on that CPU already");
         }
     }
 }

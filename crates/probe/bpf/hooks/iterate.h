@@ -35,7 +35,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	__u8 state = sk->__sk_common.skc_state;
 	struct counters now;
 	struct gauge *g;
-	bool born;
+	bool born, held;
 
 	if (state == TCP_CLOSE)
 		return;
@@ -48,7 +48,12 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	born = g->flags & FLAG_BORN;
 	if (!born)
 		g->flags = FLAG_BORN | FLAG_PREEXISTING | (state == TCP_LISTEN ? FLAG_LISTENER : 0);
+	held = !task || g->flags & FLAG_HELD;
+	if (!held)
+		g->flags |= FLAG_HELD;
 	bpf_spin_unlock(&g->lock);
+	if (!held)
+		count_held(sk, 1);
 	if (task && !g->pid) {
 		g->pid = task->tgid;
 		bpf_probe_read_kernel(g->comm, sizeof(g->comm), &task->group_leader->comm);
@@ -69,6 +74,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 		lose(LOSS_OWNER);
 	g->rtt_seq = tp->rtt_seq;
 	g->before.retransmits = tp->total_retrans;
+	g->progress = progress_of(tp);
 	read_counters(tp, g, &now);
 	g->before = now;
 	g->folded = now;
@@ -129,24 +135,43 @@ static __always_inline struct connection *next_row(void)
 	return i < walk_capacity ? bpf_map_lookup_elem(&walked, &i) : NULL;
 }
 
+static __always_inline void count_socket(struct totals *t, struct tcp_sock *tp, __u8 state)
+{
+	count_state(t, state, 1);
+	if (state == TCP_LISTEN)
+		count_state(t, TCP_SYN_RECV, tp->inet_conn.icsk_accept_queue.qlen.counter);
+}
+
 SEC("iter/bpf_sk_storage_map")
 int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct sock *sk = ctx->sk;
+	const struct gauge *seen = ctx->value;
 	struct connection *row = NULL;
 	struct counters now;
 	struct tcp_sock *tp;
 	struct gauge *g;
 	struct totals *t;
+	__u64 progress;
 	__u8 state;
 
-	if (!sk || !ctx->value)
+	if (!sk || !seen || !(seen->flags & FLAG_BORN) || seen->flags & FLAG_CLOSED)
 		return 0;
 	state = sk->__sk_common.skc_state;
 	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || state == TCP_CLOSE)
+		return 0;
+	progress = progress_of(tp);
+	if (!walk_rows && wants_totals && progress == seen->progress && !seen->rtt_sum_us) {
+		walk_seen++;
+		t = totals_of(seen->cgroup_id);
+		if (t)
+			count_socket(t, tp, state);
+		return 0;
+	}
 	/* The iterator's value is plain memory to the verifier; the lock needs the map's. */
-	g = tp && state != TCP_CLOSE ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
-	if (!g || !(g->flags & FLAG_BORN) || g->flags & FLAG_CLOSED)
+	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	if (!g)
 		return 0;
 	if (walk_rows && is_wanted(sk, tp, g)) {
 		row = next_row();
@@ -156,7 +181,8 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	}
 	walk_seen++;
 	sample_rtt(tp, g);
-	read_counters(tp, g, &now);
+	if (peek_counters(sk, tp, g, &now))
+		progress = 0; /* once more at the next walk */
 	if (row) {
 		describe(row, sk, tp, g, &now, 0, state);
 		if (wants_samples) {
@@ -169,11 +195,9 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	fold(g, &now, false);
 	if (!wants_samples)
 		take_samples(g, NULL);
+	g->progress = progress;
 	t = totals_of(g->cgroup_id);
-	if (!t)
-		return 0;
-	count_state(t, state, 1);
-	if (state == TCP_LISTEN)
-		count_state(t, TCP_SYN_RECV, tp->inet_conn.icsk_accept_queue.qlen.counter);
+	if (t)
+		count_socket(t, tp, state);
 	return 0;
 }

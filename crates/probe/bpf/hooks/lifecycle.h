@@ -6,13 +6,14 @@
  */
 #include "../gauge.h"
 
-static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns)
+static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns, bool again)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct counters none = {};
 
 	if (!g) {
-		lose(LOSS_STORAGE);
+		if (!again)
+			lose(LOSS_STORAGE);
 		return NULL;
 	}
 	/* A socket may connect again after it failed or disconnected: nothing of the last time stays. */
@@ -25,6 +26,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
 	g->opened_ns = opened_ns;
 	g->established_ns = 0;
+	g->progress = 0;
 	__builtin_memset(g->retransmits_by_kind, 0, sizeof(g->retransmits_by_kind));
 	g->rtt_seq = 0;
 	g->pid = 0;
@@ -48,9 +50,9 @@ static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct 
 		end_event(c);
 }
 
-static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp, bool again)
 {
-	struct gauge *g = bear(sk, DIRECTION_ACTIVE, 0, bpf_ktime_get_ns());
+	struct gauge *g = bear(sk, DIRECTION_ACTIVE, 0, bpf_ktime_get_ns(), again);
 	struct totals *t;
 
 	if (!g)
@@ -62,7 +64,7 @@ static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp)
 	report(sk, tp, g, EVENT_OPEN, TCP_SYN_SENT);
 }
 
-static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp, int old)
+static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp, int old, bool again)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	__u64 now = bpf_ktime_get_ns(), us;
@@ -71,9 +73,9 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 
 	if (!g || g->flags & FLAG_CLOSED) {
 		if (old == TCP_SYN_RECV)
-			g = bear(sk, DIRECTION_PASSIVE, 0, now);
+			g = bear(sk, DIRECTION_PASSIVE, 0, now, again);
 		else /* its SYN was sent before the monitor was there */
-			g = bear(sk, DIRECTION_ACTIVE, FLAG_PREEXISTING, 0);
+			g = bear(sk, DIRECTION_ACTIVE, FLAG_PREEXISTING, 0, again);
 		if (!g)
 			return;
 	}
@@ -97,9 +99,9 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED);
 }
 
-static __always_inline void on_listen(struct sock *sk)
+static __always_inline void on_listen(struct sock *sk, bool again)
 {
-	struct gauge *g = bear(sk, DIRECTION_UNKNOWN, FLAG_LISTENER, bpf_ktime_get_ns());
+	struct gauge *g = bear(sk, DIRECTION_UNKNOWN, FLAG_LISTENER, bpf_ktime_get_ns(), again);
 
 	if (g)
 		learn_process(g);
@@ -162,6 +164,8 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 
 	if (!g || g->flags & FLAG_CLOSED)
 		return;
+	if (g->flags & FLAG_HELD)
+		count_held(sk, -1);
 	if (g->flags & FLAG_LISTENER) {
 		g->flags |= FLAG_CLOSED;
 		return;
@@ -220,8 +224,22 @@ static __always_inline void on_finish(struct sock *sk)
 		learn_process(g);
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int lifecycle(__u64 *ctx)
+/* Whether lifecycle has seen this change; true for those that only tell who uses the socket. */
+static __always_inline bool is_told(struct sock *sk, int new)
+{
+	struct gauge *g;
+
+	if (new != TCP_SYN_SENT && new != TCP_ESTABLISHED && new != TCP_LISTEN && new != TCP_CLOSE)
+		return true;
+	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	if (!g || (g->flags & (FLAG_BORN | FLAG_CLOSED)) != FLAG_BORN)
+		return new == TCP_CLOSE;
+	if (new == TCP_ESTABLISHED)
+		return g->established_ns;
+	return new != TCP_CLOSE;
+}
+
+static __always_inline void on_state(__u64 *ctx, bool again)
 {
 	struct sock *sk = (void *)ctx[0];
 	int old = ctx[1], new = ctx[2];
@@ -229,19 +247,38 @@ int lifecycle(__u64 *ctx)
 
 	/* MPTCP's own socket (protocol 262) repeats what its subflows tell. */
 	if (sk->sk_protocol != IPPROTO_TCP || old == new)
-		return 0;
+		return;
+	if (again && is_told(sk, new))
+		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
-		return 0;
+		return;
 	if (new == TCP_SYN_SENT)
-		on_open(sk, tp);
+		on_open(sk, tp, again);
 	else if (new == TCP_ESTABLISHED)
-		on_established(sk, tp, old);
+		on_established(sk, tp, old, again);
 	else if (new == TCP_LISTEN)
-		on_listen(sk);
+		on_listen(sk, again);
 	else if (new == TCP_CLOSE)
 		on_close(sk, tp, old);
 	else if (new == TCP_FIN_WAIT1 || new == TCP_LAST_ACK)
 		on_finish(sk);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int lifecycle(__u64 *ctx)
+{
+	on_state(ctx, false);
+	return 0;
+}
+
+/*
+ * The kernel does not run a program that is at work on the same CPU already: what a softirq does on top of lifecycle
+ * would be lost. This one runs then; otherwise it finds all done.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int lifecycle_nested(__u64 *ctx)
+{
+	on_state(ctx, true);
 	return 0;
 }

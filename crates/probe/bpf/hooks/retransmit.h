@@ -40,6 +40,7 @@ int retransmit(__u64 *ctx)
 	if (kind < RETRANSMITS)
 		g->retransmits_by_kind[kind] += tp->total_retrans - g->before.retransmits - known_retransmits(g) -
 						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
+	g->progress = 0; /* the kind is known only now */
 	if (!is_event_wanted(EVENT_RETRANSMIT) || (retransmit_has_err && (int)ctx[2]))
 		return 0;
 	read_counters(tp, g, &now);

@@ -102,9 +102,11 @@ impl Worker {
                 }
             }
             if let Some(first) = first {
+                // Who asks from now on may know of more than this walk sees, and gets the next one.
+                let waiting: Vec<_> = std::iter::once(first).chain(asked.try_iter()).collect();
                 let answer = self.scrape().map_err(|error| format!("{error:#}"));
-                for waiting in std::iter::once(first).chain(asked.try_iter()) {
-                    let _ = waiting.send(answer.clone());
+                for one in waiting {
+                    let _ = one.send(answer.clone());
                 }
             }
         }
@@ -112,6 +114,7 @@ impl Worker {
 
     fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.monitor.tend()?;
         Ok(())
     }
 

@@ -136,7 +136,7 @@ fn program(stats: probe::ProgramStats) -> Program {
         status: stats.status.word(),
         reason: match stats.status {
             Status::Unsupported(reason) | Status::Refused(reason) => Some(reason),
-            Status::Attached | Status::Off => None,
+            Status::Attached | Status::Standby | Status::Off => None,
         },
         required: stats.program.required,
         feeds: stats.program.feeds,
