@@ -13,7 +13,7 @@ mod witnesses;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use functional::{require_root, serial, tcptide::Tcptide};
 
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 /// Measures, prints, and returns whether every count was right and every limit was kept.
 fn run(args: &Args) -> Result<bool> {
     require_root()?;
-    let tcptide = binary()?;
+    let tcptide = Tcptide::find()?;
     let _alone = serial("bench")?;
     let mut report = Report::new(Machine::look(&tcptide)?);
 
@@ -91,13 +91,4 @@ fn run(args: &Args) -> Result<bool> {
         print!("{report}");
     }
     Ok(report.is_good())
-}
-
-fn binary() -> Result<Tcptide> {
-    if std::env::var_os("TCPTIDE").is_some() {
-        return Tcptide::find();
-    }
-    let own = std::env::current_exe().context("asking for the own path")?;
-    Tcptide::at(own.with_file_name("tcptide"))
-        .context("cargo build --release -p tcptide, or set TCPTIDE to the binary to measure")
 }

@@ -75,7 +75,9 @@ impl Tcptide {
         // target/PROFILE/deps/test
         let profile = own.ancestors().nth(2).context("the test is not in a target folder")?;
         let target = profile.parent().context("the test is not in a target folder")?;
-        [profile.to_owned(), target.join("release"), target.join("debug")]
+        // A bench stands beside the binary.
+        let beside = own.with_file_name("");
+        [beside, profile.to_owned(), target.join("release"), target.join("debug")]
             .iter()
             .find_map(|folder| Self::at(folder.join("tcptide")).ok())
             .with_context(|| {

@@ -4,6 +4,7 @@
  * Context: softirq, or process while the socket's backlog is worked off. The socket is locked.
  * Feeds:   the RTT samples. What is read is from before this segment: the last sample of a connection is taken
  *          by the walk or at the close.
+ * Cost:    50 ns a segment with short connections, where each takes a sample; see ARCHITECTURE.md, "What it costs".
  */
 #include "../gauge.h"
 
