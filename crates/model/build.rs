@@ -95,6 +95,8 @@ fn member(kind: &str, field: &str) -> Option<(String, String)> {
     let len = match len {
         "DIRECTIONS" => "direction::DIRECTIONS".to_owned(),
         "REASONS" => "reason::REASONS".to_owned(),
+        "LIMITS" => "limit::LIMITS".to_owned(),
+        "WINDOWS" => "window::WINDOWS".to_owned(),
         "RETRANSMITS" => "retransmit::RETRANSMITS".to_owned(),
         other => other.to_owned(),
     };

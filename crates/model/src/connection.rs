@@ -14,7 +14,7 @@ use crate::{
     container::Container,
     filter::Subject,
     histogram::{Histogram, Scale},
-    record::{self, direction, event, reason, retransmit},
+    record::{self, direction, event, limit, reason, retransmit, window},
 };
 
 /// What the kernel's monotonic clock showed at a known time.
@@ -121,6 +121,9 @@ pub const STATE_NAMES: [Option<&str>; record::STATES] = [
     None,
 ];
 
+/// `TCP_INFINITE_SSTHRESH`.
+const NO_SSTHRESH: u32 = 0x7fff_ffff;
+
 /// The kernel's number of the LISTEN state.
 pub const LISTEN: u8 = 10;
 
@@ -201,6 +204,59 @@ pub struct Rtt {
     /// Of the segment that was acknowledged last: `tcp_sock.rack.rtt_us`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_us: Option<u32>,
+    /// Of the handshake, where it was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<u32>,
+    /// How long segments wait on their way: `srtt_us` less `min_us`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queueing_us: Option<u32>,
+}
+
+/// Time with data to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Limited {
+    /// All of it, us: what the next two have is part of it, as in `ss -i`.
+    pub busy: u64,
+    /// Waiting for the peer's receive window, us.
+    pub rwnd: u64,
+    /// Waiting for room in the own send buffer, us: the application wrote less than the path would take.
+    pub sndbuf: u64,
+}
+
+/// What became of segments on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Path {
+    /// Segments that the sender held for lost: `tcp_sock.lost`.
+    pub lost: u32,
+    /// Segments that arrived more than once, as the peer said: `tcp_sock.dsack_dups`. Sent again without need.
+    pub duplicates: u32,
+    /// Times that segments were found to arrive in another order: `tcp_sock.reord_seen`.
+    pub reorderings: u32,
+    /// Segments delivered with a congestion mark: `tcp_sock.delivered_ce`; only with ECN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ce_marked: Option<u32>,
+}
+
+/// Times that a receive window was seen closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ZeroWindows {
+    /// The peer's: it does not read what it is sent.
+    pub peer: u32,
+    /// The own: this side's application does not read. Seen when a segment arrives meanwhile, or at a look.
+    pub own: u32,
+}
+
+/// What lies in buffers, and how much the receivers would take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Buffered {
+    /// Received and not read by the application, bytes: `tcp_sock.rcv_nxt - copied_seq`.
+    pub unread: u32,
+    /// Written by the application and not sent yet, bytes: `tcp_sock.write_seq - snd_nxt`.
+    pub unsent: u32,
+    /// What the peer would take beyond what it acknowledged, bytes: `tcp_sock.snd_wnd`.
+    pub send_window: u32,
+    /// What this side has told the peer that it would take, bytes: `tcp_sock.rcv_wnd`.
+    pub receive_window: u32,
 }
 
 /// How a connection ended.
@@ -284,6 +340,16 @@ pub struct Connection {
     pub rtt: Option<Rtt>,
     /// Congestion window, segments.
     pub cwnd: u32,
+    /// Slow start threshold, segments; absent before the first loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssthresh: Option<u32>,
+    /// The path's rate as last measured, bytes per second: `tcp_sock.rate_delivered`, `rate_interval_us`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery_rate: Option<u64>,
+    /// The rate that the kernel reckons with for pacing, bytes per second: `sock.sk_pacing_rate`; absent where there is
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pacing_rate: Option<u64>,
     /// Segment size for sending, bytes.
     pub mss: u32,
     /// Congestion control.
@@ -294,6 +360,17 @@ pub struct Connection {
     pub ca_state: Option<&'static str>,
     /// Reordering that the connection reckons with, segments.
     pub reordering: u32,
+    /// What became of segments on their way.
+    pub path: Path,
+    /// Time with data to send, and what it waited for: `tcp_sock.chrono_stat`.
+    pub limited_us: Limited,
+    /// Times that a receive window was seen closed.
+    pub zero_windows: ZeroWindows,
+    /// What lies in buffers; absent for a listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffered: Option<Buffered>,
+    /// Whether both ends agreed on ECN.
+    pub ecn: bool,
     /// What a retransmit ([`RETRANSMIT_NAMES`]) or a reset (`sent`, `received`) was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
@@ -313,8 +390,12 @@ pub struct Connection {
 pub struct Queues {
     /// Established, not accepted: `sock.sk_ack_backlog`.
     pub accept: u32,
+    /// How many there may be: `sock.sk_max_ack_backlog`. One more is let in.
+    pub limit: u32,
     /// Half-open: `request_sock_queue.qlen`.
     pub syn: u32,
+    /// SYNs and completed handshakes turned away since it listens: `sock.sk_drops`.
+    pub drops: u32,
 }
 
 impl Connection {
@@ -324,7 +405,7 @@ impl Connection {
         let flag = |flag: u8| r.flags & flag != 0;
         let event = if is_event { Event::ALL.get(usize::from(r.event)).copied() } else { None };
         let preexisting = flag(record::FLAG_PREEXISTING);
-        let [rto, tlp, fast, syn, synack, other] = r.since.retransmits_by_kind;
+        let [rto, tlp, fast, syn, synack, other] = r.retransmits_by_kind;
         Self {
             time: clock.time(r.time_ns),
             event,
@@ -348,10 +429,35 @@ impl Connection {
             retransmits: Retransmits { total: r.since.retransmits, rto, tlp, fast, syn, synack, other },
             rtt: rtt(r),
             cwnd: r.cwnd,
+            ssthresh: (r.ssthresh < NO_SSTHRESH).then_some(r.ssthresh),
+            delivery_rate: (r.delivery_rate != 0).then_some(r.delivery_rate),
+            pacing_rate: (r.pacing_rate != 0 && r.pacing_rate != u64::MAX).then_some(r.pacing_rate),
             mss: r.mss,
             congestion: Some(text(&r.congestion)).filter(|name| !name.is_empty()),
             ca_state: CA_STATE_NAMES.get(usize::from(r.ca_state)).copied(),
             reordering: r.reordering,
+            path: Path {
+                lost: r.since.lost,
+                duplicates: r.since.duplicates,
+                reorderings: r.since.reorderings,
+                ce_marked: (r.ecn != 0).then_some(r.since.ce_marked),
+            },
+            limited_us: Limited {
+                busy: r.limited_us.iter().sum(),
+                rwnd: r.limited_us[limit::LIMIT_RWND],
+                sndbuf: r.limited_us[limit::LIMIT_SNDBUF],
+            },
+            zero_windows: ZeroWindows {
+                peer: r.zero_windows[window::WINDOW_PEER],
+                own: r.zero_windows[window::WINDOW_OWN],
+            },
+            buffered: (r.state != LISTEN).then_some(Buffered {
+                unread: r.unread,
+                unsent: r.unsent,
+                send_window: r.send_window,
+                receive_window: r.receive_window,
+            }),
+            ecn: r.ecn != 0,
             kind: event.and_then(|event| kind(event, r.detail)),
             close: close(r, event),
             before: preexisting.then_some(Before {
@@ -362,7 +468,12 @@ impl Connection {
                 segments_in: r.before.segments_in,
                 retransmits: r.before.retransmits,
             }),
-            queues: (r.state == LISTEN).then_some(Queues { accept: r.accept_queue, syn: r.syn_queue }),
+            queues: (r.state == LISTEN).then_some(Queues {
+                accept: r.accept_queue,
+                limit: r.accept_limit,
+                syn: r.syn_queue,
+                drops: r.drops,
+            }),
         }
     }
 }
@@ -408,6 +519,8 @@ pub fn rtt(r: &record::Connection) -> Option<Rtt> {
         min_us: known(r.min_rtt_us),
         var_us: r.rttvar_us,
         last_us: known(r.last_rtt_us),
+        handshake_us: known(r.handshake_rtt_us),
+        queueing_us: known(r.min_rtt_us).map(|min| srtt_us.saturating_sub(min)),
     })
 }
 

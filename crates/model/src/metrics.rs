@@ -48,6 +48,8 @@ pub enum Reading {
     One(u64),
     /// A number for each value of the label.
     Each(Vec<u64>),
+    /// A time for each value of the label, in microseconds.
+    EachMicroseconds(Vec<u64>),
     /// A distribution, in microseconds.
     Distribution(Histogram),
 }
@@ -57,7 +59,8 @@ impl Reading {
     pub fn add(&mut self, other: &Self) {
         match (self, other) {
             (Self::One(sum), Self::One(n)) => *sum += n,
-            (Self::Each(sums), Self::Each(numbers)) => {
+            (Self::Each(sums), Self::Each(numbers))
+            | (Self::EachMicroseconds(sums), Self::EachMicroseconds(numbers)) => {
                 sums.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
             }
             (Self::Distribution(sum), Self::Distribution(histogram)) => sum.merge(histogram),
@@ -130,6 +133,23 @@ table! {
         program: "walk", fields: [connections, walk],
         read: |t, walk| Reading::Each(t.connections.iter().map(|&n| if t.walk == walk { n.into() } else { 0 }).collect())
     }
+    "tcptide_accept_queue_connections" Gauge {
+        help: "Connections that wait for accept(), at all listeners together.",
+        source: "walk of the sockets; sock.sk_ack_backlog",
+        program: "walk", fields: [accept_queue],
+        read: |t, walk| Reading::One(if t.walk == walk { t.accept_queue.into() } else { 0 })
+    }
+    "tcptide_accept_queue_limit" Gauge {
+        help: "How many connections the accept queues of all listeners together may hold.",
+        source: "walk of the sockets; sock.sk_max_ack_backlog",
+        program: "walk", fields: [accept_limit],
+        read: |t, walk| Reading::One(if t.walk == walk { t.accept_limit.into() } else { 0 })
+    }
+    "tcptide_listen_drops_total" Counter {
+        help: "SYNs and completed handshakes that listeners turned away, most often for a full accept queue.",
+        source: "sock.sk_drops",
+        program: "walk", fields: [listen_drops], read: |t, _| Reading::One(t.listen_drops)
+    }
     "tcptide_opened_total" Counter [Label { name: "direction", values: &DIRECTIONS }] {
         help: "Connections opened: a connect begun (active), or a handshake completed at a listener (passive).",
         source: "inet_sock_set_state",
@@ -175,6 +195,42 @@ table! {
         source: "tcp_retransmit_skb, tcp_retransmit_synack; tcp_sock.total_retrans",
         program: "retransmit", fields: [retransmitted_segments],
         read: |t, _| Reading::Each(t.retransmitted_segments.to_vec())
+    }
+    "tcptide_lost_segments_total" Counter {
+        help: "Segments that senders held for lost.",
+        source: "tcp_sock.lost",
+        program: "walk", fields: [lost_segments], read: |t, _| Reading::One(t.lost_segments)
+    }
+    "tcptide_duplicate_segments_total" Counter {
+        help: "Segments that arrived at the peer more than once, as it said (DSACK): sent again without need.",
+        source: "tcp_sock.dsack_dups",
+        program: "walk", fields: [duplicate_segments], read: |t, _| Reading::One(t.duplicate_segments)
+    }
+    "tcptide_reorderings_total" Counter {
+        help: "Times that segments were found to arrive at the peer in another order.",
+        source: "tcp_sock.reord_seen",
+        program: "walk", fields: [reorderings], read: |t, _| Reading::One(t.reorderings)
+    }
+    "tcptide_ce_marked_segments_total" Counter {
+        help: "Segments delivered with a congestion mark, on connections with ECN.",
+        source: "tcp_sock.delivered_ce",
+        program: "walk", fields: [ce_marked_segments], read: |t, _| Reading::One(t.ce_marked_segments)
+    }
+    "tcptide_limited_seconds_total" Counter [Label { name: "by", values: &[Some("nothing"), Some("rwnd"), Some("sndbuf")] }] {
+        help: "Time connections had data to send, by what they waited for: the peer's window (rwnd), room in the own send buffer (sndbuf), or no more than acknowledgements (nothing).",
+        source: "tcp_sock.chrono_stat",
+        program: "walk", fields: [limited_us], read: |t, _| Reading::EachMicroseconds(t.limited_us.to_vec())
+    }
+    "tcptide_zero_windows_total" Counter [Label { name: "of", values: &[Some("peer"), Some("own")] }] {
+        help: "Times that a receive window was seen closed: the peer's, or the own while a segment arrived or somebody looked.",
+        source: "tcp_probe and walk: tcp_sock.snd_wnd, rcv_wnd",
+        program: "rtt", fields: [zero_windows], read: |t, _| Reading::Each(t.zero_windows.to_vec())
+    }
+    "tcptide_queueing_delay_seconds" Histogram {
+        help: "How long segments wait on their way: smoothed RTT less the least one. A sample of each connection that moved since the last look, and one at its end.",
+        source: "tcp_sock.srtt_us, rtt_min",
+        program: "walk", fields: [queueing, queueing_sum_us],
+        read: |t, _| distribution(&Scale::RTT, &t.queueing, t.queueing_sum_us)
     }
     "tcptide_resets_total" Counter [Label { name: "direction", values: &[Some("sent"), Some("received")] }] {
         help: "RSTs sent and received. One sent for no socket, such as to a closed port, is ~unattributed.",
@@ -307,7 +363,7 @@ mod tests {
     fn every_reading_fits_its_label() {
         for metric in METRICS {
             match (metric.read)(&Totals::default(), 0) {
-                Reading::Each(values) => {
+                Reading::Each(values) | Reading::EachMicroseconds(values) => {
                     let label = metric.label.expect("a label for each value");
                     assert_eq!(values.len(), label.values.len(), "{}", metric.name);
                 }

@@ -171,9 +171,16 @@ static __always_inline __u64 progress_of(struct tcp_sock *tp)
 	return tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
 }
 
+/* Global, as slots are: what it returns is any number to the verifier. */
+__noinline __u32 chrono_ticks(__u32 ended, __u32 running, __u32 which, __u32 since)
+{
+	return running == which ? ended + (__u32)bpf_jiffies64() - since : ended;
+}
+
 static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
 	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
+	__u32 running;
 
 	/*
 	 * A retransmission adds to bytes_retrans first and to bytes_sent a moment later: a reading in between
@@ -187,9 +194,22 @@ static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, 
 	c->segments_out = tp->segs_out;
 	c->segments_in = tp->segs_in;
 	c->retransmits = tp->total_retrans;
+	c->lost = tp->lost;
+	c->duplicates = tp->dsack_dups;
+	c->reorderings = tp->reord_seen;
+	c->ce_marked = tp->delivered_ce;
+	running = BPF_CORE_READ_BITFIELD(tp, chrono_type);
+	for (__u32 i = 0; i < LIMITS; i++)
+		c->limited[i] = chrono_ticks(tp->chrono_stat[i], running, i + 1, tp->chrono_start);
+}
+
+static __always_inline void read_socket(struct tcp_sock *tp, struct gauge *g, struct reading *r)
+{
+	read_counters(tp, g, &r->counters);
 	for (int i = 0; i < RETRANSMIT_OTHER; i++)
-		c->retransmits_by_kind[i] = g->retransmits_by_kind[i];
-	c->retransmits_by_kind[RETRANSMIT_OTHER] = c->retransmits - g->before.retransmits - known_retransmits(g);
+		r->retransmits_by_kind[i] = g->retransmits_by_kind[i];
+	r->retransmits_by_kind[RETRANSMIT_OTHER] =
+		r->counters.retransmits - g->before.retransmits - known_retransmits(g);
 }
 
 /* Whether somebody is at work on the socket. Not told of by a kernel with other locks (PREEMPT_RT). */
@@ -202,42 +222,52 @@ static __always_inline bool is_locked(struct sock *sk)
 }
 
 /*
- * As read_counters(), where the socket is not locked: a FIN adds to bytes_received a moment before it sets SOCK_DONE,
+ * As read_socket(), where the socket is not locked: a FIN adds to bytes_received a moment before it sets SOCK_DONE,
  * and totals cannot take a byte back. Returns whether the next reading may differ though nothing moves.
  */
-static __always_inline bool peek_counters(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct counters *c)
+static __always_inline bool peek_socket(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct reading *r)
 {
 	__u64 received;
 	bool locked;
 
-	read_counters(tp, g, c);
+	read_socket(tp, g, r);
 	received = *(volatile __u64 *)&tp->bytes_received;
 	locked = is_locked(sk);
 	asm volatile("" ::: "memory");
-	c->received_bytes = at_least_0((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
+	r->counters.received_bytes = at_least_0((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
 	return locked;
+}
+
+/* n if it is positive, else 0. Without a branch, after each of which the verifier would go two ways. */
+static __always_inline __s64 if_positive(__s64 n)
+{
+	__s64 negated = -n;
+
+	opaque(negated); /* clang would make a branch of it */
+	return n & (negated >> 63);
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
 static __always_inline __u64 advance64(__u64 *folded, __u64 now)
 {
-	__u64 was = *folded;
+	__s64 grown = if_positive((__s64)(now - *folded));
 
-	if (now <= was)
-		return 0;
-	*folded = now;
-	return now - was;
+	*folded += grown;
+	return grown;
 }
 
 /* The kernel's 32-bit counters wrap. */
 static __always_inline __u32 advance32(__u32 *folded, __u32 now)
 {
-	__u32 grown = now - *folded;
+	__s64 grown = if_positive((__s32)(now - *folded));
 
-	if ((__s32)grown <= 0)
-		return 0;
-	*folded = now;
+	*folded += grown;
 	return grown;
+}
+
+static __always_inline __u64 microseconds(__u32 ticks)
+{
+	return (__u64)ticks * tick_ns / 1000;
 }
 
 static const struct totals no_totals;
@@ -264,21 +294,53 @@ static __always_inline struct totals *totals_of(__u64 cgroup)
 			__sync_fetch_and_add(&(field), _n);                                                          \
 	} while (0)
 
-/* Moves what is new since the last fold into the owner's totals. `last` ends it: nothing is folded after that. */
-static __always_inline void fold(struct gauge *g, const struct counters *now, bool last)
+/* Global, as slots are, so that its many branches are followed once. */
+__noinline int add_to(struct totals *t, const struct reading *new)
 {
-	struct counters new = {};
+	if (!t || !new)
+		return 0;
+	count(t->sent_bytes, new->counters.sent_bytes);
+	count(t->acked_bytes, new->counters.acked_bytes);
+	count(t->received_bytes, new->counters.received_bytes);
+	count(t->sent_segments, new->counters.segments_out);
+	count(t->received_segments, new->counters.segments_in);
+	count(t->lost_segments, new->counters.lost);
+	count(t->duplicate_segments, new->counters.duplicates);
+	count(t->reorderings, new->counters.reorderings);
+	count(t->ce_marked_segments, new->counters.ce_marked);
+	for (int i = 0; i < LIMITS; i++)
+		count(t->limited_us[i], microseconds(new->counters.limited[i]));
+	/* SYN-ACKs are counted as they happen: they may never become a connection. */
+	for (int i = 0; i < RETRANSMITS; i++) {
+		if (i != RETRANSMIT_SYNACK)
+			count(t->retransmitted_segments[i], new->retransmits_by_kind[i]);
+	}
+	return 0;
+}
+
+/* Moves what is new since the last fold into the owner's totals. `last` ends it: nothing is folded after that. */
+static __always_inline void fold(struct gauge *g, const struct reading *now, bool last)
+{
+	struct reading new = {};
 	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	const struct counters *c = &now->counters;
+	struct counters *f = &g->folded.counters;
 
 	if (wants_totals && !t)
 		return;
 	bpf_spin_lock(&g->lock);
 	if (!(g->flags & FLAG_CLOSED)) {
-		new.sent_bytes = advance64(&g->folded.sent_bytes, now->sent_bytes);
-		new.acked_bytes = advance64(&g->folded.acked_bytes, now->acked_bytes);
-		new.received_bytes = advance64(&g->folded.received_bytes, now->received_bytes);
-		new.segments_out = advance32(&g->folded.segments_out, now->segments_out);
-		new.segments_in = advance32(&g->folded.segments_in, now->segments_in);
+		new.counters.sent_bytes = advance64(&f->sent_bytes, c->sent_bytes);
+		new.counters.acked_bytes = advance64(&f->acked_bytes, c->acked_bytes);
+		new.counters.received_bytes = advance64(&f->received_bytes, c->received_bytes);
+		new.counters.segments_out = advance32(&f->segments_out, c->segments_out);
+		new.counters.segments_in = advance32(&f->segments_in, c->segments_in);
+		new.counters.lost = advance32(&f->lost, c->lost);
+		new.counters.duplicates = advance32(&f->duplicates, c->duplicates);
+		new.counters.reorderings = advance32(&f->reorderings, c->reorderings);
+		new.counters.ce_marked = advance32(&f->ce_marked, c->ce_marked);
+		for (int i = 0; i < LIMITS; i++)
+			new.counters.limited[i] = advance32(&f->limited[i], c->limited[i]);
 		for (int i = 0; i < RETRANSMITS; i++)
 			new.retransmits_by_kind[i] = advance32(&g->folded.retransmits_by_kind[i],
 							       now->retransmits_by_kind[i]);
@@ -286,18 +348,21 @@ static __always_inline void fold(struct gauge *g, const struct counters *now, bo
 			g->flags |= FLAG_CLOSED;
 	}
 	bpf_spin_unlock(&g->lock);
+	add_to(t, &new);
+}
+
+/* What a listener turned away since the last fold. */
+static __always_inline void fold_drops(struct sock *sk, struct gauge *g)
+{
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	__u32 now = sk->sk_drops.counter, new;
+
 	if (!t)
 		return;
-	count(t->sent_bytes, new.sent_bytes);
-	count(t->acked_bytes, new.acked_bytes);
-	count(t->received_bytes, new.received_bytes);
-	count(t->sent_segments, new.segments_out);
-	count(t->received_segments, new.segments_in);
-	/* SYN-ACKs are counted as they happen: they may never become a connection. */
-	for (int i = 0; i < RETRANSMITS; i++) {
-		if (i != RETRANSMIT_SYNACK)
-			count(t->retransmitted_segments[i], new.retransmits_by_kind[i]);
-	}
+	bpf_spin_lock(&g->lock);
+	new = advance32(&g->folded_drops, now);
+	bpf_spin_unlock(&g->lock);
+	count(t->listen_drops, new);
 }
 
 /* ---- Adoption ----------------------------------------------------------------------------------------- */
@@ -313,6 +378,31 @@ static __always_inline void count_held(struct sock *sk, __s64 more)
 	}
 	if (n)
 		__sync_fetch_and_add(n, more);
+}
+
+/* ---- Windows ------------------------------------------------------------------------------------------ */
+
+/* Data cannot come any further while a window is closed: as long as it has not, it is the same time. */
+static __always_inline void see_zero_window(struct gauge *g, __u32 which, __u32 at)
+{
+	struct totals *t;
+
+	opaque(which);
+	if (which >= WINDOWS || (g->zero_windows[which] && g->zero_window_at[which] == at))
+		return;
+	g->zero_window_at[which] = at;
+	g->zero_windows[which]++;
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		count(t->zero_windows[which], 1);
+}
+
+static __always_inline void see_windows(struct tcp_sock *tp, struct gauge *g)
+{
+	if (!tp->snd_wnd)
+		see_zero_window(g, WINDOW_PEER, tp->snd_una);
+	if (!tp->rcv_wnd)
+		see_zero_window(g, WINDOW_OWN, tp->rcv_nxt);
 }
 
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
@@ -341,6 +431,23 @@ static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 		return;
 	__sync_fetch_and_add(&g->rtt_samples[slot], 1);
 	__sync_fetch_and_add(&g->rtt_sum_us, rtt);
+}
+
+/* How long segments wait on their way: what the smoothed RTT is above the least one. One sample. */
+static __always_inline void sample_queueing(struct tcp_sock *tp, struct gauge *g)
+{
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	__u32 srtt = tp->srtt_us >> 3, least = tp->rtt_min.s[0].v, delay, slot;
+
+	if (!t || !srtt || least == NO_RTT)
+		return;
+	delay = srtt > least ? srtt - least : 0;
+	slot = rtt_slot(delay);
+	opaque(slot);
+	if (slot >= RTT_SLOTS)
+		return;
+	count(t->queueing[slot], 1);
+	count(t->queueing_sum_us, delay);
 }
 
 /* Takes the samples off the gauge: into the totals, into a record, or both. */
@@ -374,7 +481,7 @@ static __always_inline void take_samples(struct gauge *g, struct connection *c)
 
 /* Everything but the RTT samples. */
 static __always_inline void describe(struct connection *c, struct sock *sk, struct tcp_sock *tp, struct gauge *g,
-				     const struct counters *now, __u8 event, __u8 state)
+				     const struct reading *now, __u8 event, __u8 state)
 {
 	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
 
@@ -384,14 +491,37 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->opened_ns = g->opened_ns;
 	c->established_ns = g->established_ns;
 	c->before = g->before;
-	c->since.sent_bytes = at_least_0(now->sent_bytes - g->before.sent_bytes);
-	c->since.acked_bytes = at_least_0(now->acked_bytes - g->before.acked_bytes);
-	c->since.received_bytes = at_least_0(now->received_bytes - g->before.received_bytes);
-	c->since.segments_out = now->segments_out - g->before.segments_out;
-	c->since.segments_in = now->segments_in - g->before.segments_in;
-	c->since.retransmits = now->retransmits - g->before.retransmits;
+	c->since.sent_bytes = at_least_0(now->counters.sent_bytes - g->before.sent_bytes);
+	c->since.acked_bytes = at_least_0(now->counters.acked_bytes - g->before.acked_bytes);
+	c->since.received_bytes = at_least_0(now->counters.received_bytes - g->before.received_bytes);
+	c->since.segments_out = now->counters.segments_out - g->before.segments_out;
+	c->since.segments_in = now->counters.segments_in - g->before.segments_in;
+	c->since.retransmits = now->counters.retransmits - g->before.retransmits;
+	c->since.lost = now->counters.lost - g->before.lost;
+	c->since.duplicates = now->counters.duplicates - g->before.duplicates;
+	c->since.reorderings = now->counters.reorderings - g->before.reorderings;
+	c->since.ce_marked = now->counters.ce_marked - g->before.ce_marked;
+	for (int i = 0; i < LIMITS; i++) {
+		c->since.limited[i] = now->counters.limited[i] - g->before.limited[i];
+		c->limited_us[i] = microseconds(c->since.limited[i]);
+	}
 	for (int i = 0; i < RETRANSMITS; i++)
-		c->since.retransmits_by_kind[i] = now->retransmits_by_kind[i];
+		c->retransmits_by_kind[i] = now->retransmits_by_kind[i];
+	for (int i = 0; i < WINDOWS; i++)
+		c->zero_windows[i] = g->zero_windows[i];
+	c->delivery_rate = 0;
+	if (tp->rate_delivered && tp->rate_interval_us)
+		c->delivery_rate = (__u64)tp->rate_delivered * tp->mss_cache * 1000000 / tp->rate_interval_us;
+	c->pacing_rate = sk->sk_pacing_rate;
+	c->handshake_rtt_us = g->handshake_rtt_us;
+	c->ssthresh = tp->snd_ssthresh;
+	c->send_window = tp->snd_wnd;
+	c->receive_window = tp->rcv_wnd;
+	c->unread = tp->rcv_nxt - tp->copied_seq;
+	c->unsent = tp->write_seq - tp->snd_nxt;
+	c->accept_limit = 0;
+	c->drops = sk->sk_drops.counter;
+	c->ecn = BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;
 	local_address(sk, c->local_address);
 	peer_address(sk, c->peer_address);
 	c->local_port = local_port(tp);
@@ -422,6 +552,7 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->rtt_sum_us = 0;
 	if (state == TCP_LISTEN) {
 		c->accept_queue = sk->sk_ack_backlog;
+		c->accept_limit = sk->sk_max_ack_backlog;
 		c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter;
 	}
 }
@@ -488,7 +619,7 @@ static __always_inline bool is_event_wanted(__u8 event)
 
 /* Room for an event, filled but for reason and detail, or NULL. To be given to bpf_ringbuf_submit(). */
 static __always_inline struct connection *begin_event(struct sock *sk, struct tcp_sock *tp, struct gauge *g,
-						      const struct counters *now, __u8 event, __u8 state)
+						      const struct reading *now, __u8 event, __u8 state)
 {
 	struct connection *c;
 

@@ -68,6 +68,12 @@ enum {
 	PF_KTHREAD = 0x00200000,
 };
 
+/* include/net/tcp.h, include/linux/tcp.h */
+enum {
+	TCP_ECN_OK = 1,
+	NO_RTT = ~0U, /* rtt_min before the first sample */
+};
+
 /* include/net/tcp_states.h */
 enum {
 	TCP_ESTABLISHED = 1,
@@ -186,7 +192,10 @@ struct sock {
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	int sk_err;
-	__u32 sk_ack_backlog;	/* a listener's accept queue */
+	__u32 sk_ack_backlog;	  /* a listener's accept queue */
+	__u32 sk_max_ack_backlog; /* and its limit */
+	atomic_t sk_drops;
+	unsigned long sk_pacing_rate; /* bytes/s; all ones: no limit */
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -243,12 +252,27 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq; /* end of what is to be sent, with the FIN */
+	__u32 snd_wnd;
+	__u32 rcv_wnd;
+	__u32 rcv_nxt;
+	__u32 copied_seq; /* how far the application has read */
 	__u32 srtt_us;	/* times 8 */
 	__u32 mdev_us;	/* times 4 */
 	__u32 rtt_seq;	/* moves on once a round trip */
 	__u32 snd_cwnd;
+	__u32 snd_ssthresh;
 	__u32 mss_cache;
 	__u32 reordering;
+	__u32 reord_seen;
+	__u32 lost;
+	__u32 dsack_dups;
+	__u32 delivered_ce;
+	__u32 rate_delivered; /* segments */
+	__u32 rate_interval_us;
+	__u32 chrono_start; /* jiffies */
+	__u32 chrono_stat[3]; /* jiffies: busy, rwnd limited, sndbuf limited */
+	__u8 chrono_type : 2; /* the one that runs, from 1; 0: none */
+	__u8 ecn_flags;
 	struct minmax rtt_min;
 	struct tcp_rack rack;
 };

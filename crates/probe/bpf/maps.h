@@ -8,22 +8,32 @@
 #include "kernel.h"
 #include "record.h"
 
-/* What a socket carries: one a connection or listener, so every byte counts. */
+/* What is read of a socket at one moment. */
+struct reading {
+	struct counters counters;
+	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
+};
+
+/* What a socket carries: one a connection or listener, so every byte counts. With the kernel's own 72 it fills 512. */
 struct gauge {
 	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
 	__u8 flags;
 	__u8 direction;
-	__u16 local_port;
+	__u16 padding;
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
 	__u64 progress;				/* progress_of() at the last fold: equal means that nothing moved */
 	__u64 rtt_sum_us;
 	struct counters before;			/* at birth or adoption */
-	struct counters folded;			/* what the owner's totals already have */
+	struct reading folded;			/* what the owner's totals already have */
 	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
+	__u32 handshake_rtt_us;
+	__u32 zero_window_at[WINDOWS];		/* how far data had come when the window was last seen closed */
+	__u16 zero_windows[WINDOWS];		/* since birth or adoption */
+	__u32 folded_drops;			/* of a listener */
 	__u32 pid;
 	__u8 comm[COMM_LEN];
 	__u32 rtt_samples[RTT_SLOTS]; /* since the last record or fold */
@@ -135,6 +145,7 @@ const volatile bool filters_peers = false;
 const volatile bool peer_by_default = false;
 const volatile __u32 walk_capacity = 0;
 const volatile __u32 sample_interval_us = 1000;
+const volatile __u32 tick_ns = 4000000; /* a tick of the kernel's clock: 1/CONFIG_HZ */
 /* Inclusive upper bounds of all slots but the last, us. */
 const volatile __u64 rtt_bounds[RTT_SLOTS - 1];
 const volatile __u64 connect_bounds[CONNECT_SLOTS - 1];

@@ -102,6 +102,28 @@ enum retransmit {
 	RETRANSMITS,
 };
 
+/* What a connection with data to send waits for: enum tcp_chrono. */
+enum limit {
+	/* Nothing: it sends, and the path and the peer acknowledge. */
+	LIMIT_NONE,
+	/* The peer's receive window. */
+	LIMIT_RWND,
+	/* The own send buffer. */
+	LIMIT_SNDBUF,
+	/* Number of limits. */
+	LIMITS,
+};
+
+/* Whose receive window was closed. */
+enum window {
+	/* The peer's: it does not read. */
+	WINDOW_PEER,
+	/* The own: this side's application does not read. */
+	WINDOW_OWN,
+	/* Number of windows. */
+	WINDOWS,
+};
+
 /* Why something was lost on the kernel side. */
 enum loss {
 	/* The ring buffer of connection events was full. */
@@ -150,8 +172,16 @@ struct counters {
 	__u32 segments_in;
 	/* Segments sent again: tcp_sock.total_retrans, since 2.6. */
 	__u32 retransmits;
-	/* How many of them the kind is known of: enum retransmit. */
-	__u32 retransmits_by_kind[RETRANSMITS];
+	/* Segments that the sender held for lost: tcp_sock.lost, since 4.10. */
+	__u32 lost;
+	/* Segments that arrived more than once, as the peer said (DSACK): tcp_sock.dsack_dups, since 4.19. */
+	__u32 duplicates;
+	/* Times that segments were found to arrive in another order: tcp_sock.reord_seen, since 4.19. */
+	__u32 reorderings;
+	/* Segments delivered with a congestion mark (ECN CE): tcp_sock.delivered_ce, since 4.18. */
+	__u32 ce_marked;
+	/* Ticks of the kernel's clock with data to send, by enum limit: tcp_sock.chrono_stat, since 4.10. */
+	__u32 limited[LIMITS];
 };
 
 /* One connection at one moment: an event, or a row of a walk. */
@@ -170,6 +200,14 @@ struct connection {
 	struct counters since;
 	/* What the connection had carried before the adoption. */
 	struct counters before;
+	/* The path's rate as last measured, bytes/s: tcp_sock.rate_delivered / rate_interval_us; 0: not yet. */
+	__u64 delivery_rate;
+	/* Rate that the kernel reckons with for pacing, bytes/s: sock.sk_pacing_rate; the highest number: none. */
+	__u64 pacing_rate;
+	/* Time with data to send since the opening or the adoption, us: enum limit. */
+	__u64 limited_us[LIMITS];
+	/* Segments sent again since the opening or the adoption: enum retransmit. */
+	__u32 retransmits_by_kind[RETRANSMITS];
 	/* Local address; IPv4 in its IPv6-mapped form. */
 	__u8 local_address[16];
 	/* The peer's address; IPv4 in its IPv6-mapped form. */
@@ -190,6 +228,24 @@ struct connection {
 	__u32 rttvar_us;
 	/* Latest round-trip time, us: tcp_sock.rack.rtt_us; 0: not known. */
 	__u32 last_rtt_us;
+	/* RTT of the handshake, us: the first sample; 0: not seen. */
+	__u32 handshake_rtt_us;
+	/* Slow start threshold, segments: tcp_sock.snd_ssthresh; 2147483647: none yet. */
+	__u32 ssthresh;
+	/* The peer's receive window, bytes: tcp_sock.snd_wnd. */
+	__u32 send_window;
+	/* The own receive window, bytes: tcp_sock.rcv_wnd. */
+	__u32 receive_window;
+	/* Bytes received that the application has not read: tcp_sock.rcv_nxt - copied_seq. */
+	__u32 unread;
+	/* Bytes written that were not sent yet: tcp_sock.write_seq - snd_nxt. */
+	__u32 unsent;
+	/* Times that a receive window was seen closed: enum window. */
+	__u32 zero_windows[WINDOWS];
+	/* Limit of a listener's accept queue: sock.sk_max_ack_backlog. */
+	__u32 accept_limit;
+	/* Packets that a socket turned away; SYNs and completed handshakes of a listener: sock.sk_drops. */
+	__u32 drops;
 	/* Congestion window, segments: tcp_sock.snd_cwnd. */
 	__u32 cwnd;
 	/* Segment size for sending, bytes: tcp_sock.mss_cache. */
@@ -216,8 +272,10 @@ struct connection {
 	__u8 flags;
 	/* What an EVENT_RETRANSMIT (enum retransmit) or an EVENT_RESET (1 sent, 2 received) was about. */
 	__u8 detail;
+	/* Whether ECN was agreed on: tcp_sock.ecn_flags. */
+	__u8 ecn;
 	/* Nothing. */
-	__u8 padding[7];
+	__u8 padding[2];
 	/* Name of that process's main thread or of the thread that connected. */
 	__u8 comm[COMM_LEN];
 	/* Congestion control: inet_connection_sock.icsk_ca_ops->name. */
@@ -248,12 +306,30 @@ struct totals {
 	__u64 received_segments;
 	/* Segments sent again: enum retransmit. */
 	__u64 retransmitted_segments[RETRANSMITS];
+	/* Segments held for lost. */
+	__u64 lost_segments;
+	/* Segments that peers said arrived more than once. */
+	__u64 duplicate_segments;
+	/* Times that segments were found to arrive in another order. */
+	__u64 reorderings;
+	/* Segments delivered with a congestion mark. */
+	__u64 ce_marked_segments;
+	/* Time with data to send, us: enum limit. */
+	__u64 limited_us[LIMITS];
+	/* Times that a receive window was seen closed: enum window. */
+	__u64 zero_windows[WINDOWS];
+	/* What listeners turned away: sock.sk_drops. */
+	__u64 listen_drops;
 	/* RSTs: first those sent, then those received. */
 	__u64 resets[2];
 	/* Sum of the RTT samples, us. */
 	__u64 rtt_sum_us;
 	/* RTT samples by slot. */
 	__u64 rtt[RTT_SLOTS];
+	/* Sum of the queueing delays, us. */
+	__u64 queueing_sum_us;
+	/* Queueing delays by slot. */
+	__u64 queueing[RTT_SLOTS];
 	/* Sum of the connect latencies, us. */
 	__u64 connect_sum_us;
 	/* Connect latencies of established active connections by slot. */
@@ -264,7 +340,11 @@ struct totals {
 	__u64 lifetime[LIFETIME_SLOTS];
 	/* Sockets by TCP state, as the walk of that number found them; SYN_RECV from the listeners. */
 	__u32 connections[STATES];
-	/* The walk that wrote `connections`. */
+	/* Connections that wait in the accept queues, as that walk found them. */
+	__u32 accept_queue;
+	/* Room in the accept queues, all together. */
+	__u32 accept_limit;
+	/* The walk that wrote `connections` and the accept queues. */
 	__u32 walk;
 };
 

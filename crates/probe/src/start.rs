@@ -173,6 +173,7 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     constants.peer_by_default = peers.default;
     constants.walk_capacity = options.rows;
     constants.sample_interval_us = u32::try_from(options.sample_interval.as_micros()).unwrap_or(u32::MAX);
+    constants.tick_ns = tick_ns();
     if let Owner::Task { controller } = &options.owner {
         let value = kernel.enum_value("cgroup_subsys_id", &format!("{controller}_cgrp_id"));
         constants.owner_by_task = true;
@@ -200,6 +201,12 @@ fn fill(bounds: &mut [u64], scale: &Scale) {
     for (bound, us) in bounds.iter_mut().zip(scale.bounds_us()) {
         *bound = us;
     }
+}
+
+/// A tick of the kernel's clock, ns: what its coarse clocks advance by.
+fn tick_ns() -> u32 {
+    let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
+    u32::try_from(tick.tv_nsec).unwrap_or(4_000_000)
 }
 
 /// A version 1 hierarchy's number: `/proc/cgroups`, second column.

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Conns(ConnsArgs),
     /// Sockets by container and TCP state
     States(LookArgs),
+    /// Listening sockets: how full their queues are, and what they turned away
+    Listen(LookArgs),
     /// How every cgroup was identified, and from what
     Containers(ContainersArgs),
     /// The daemon: Prometheus metrics over HTTP

@@ -33,7 +33,6 @@ static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
 static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct task_struct *task)
 {
 	__u8 state = sk->__sk_common.skc_state;
-	struct counters now;
 	struct gauge *g;
 	bool born, held;
 
@@ -75,9 +74,9 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	g->rtt_seq = tp->rtt_seq;
 	g->before.retransmits = tp->total_retrans;
 	g->progress = progress_of(tp);
-	read_counters(tp, g, &now);
-	g->before = now;
-	g->folded = now;
+	read_counters(tp, g, &g->before);
+	g->folded.counters = g->before;
+	g->folded_drops = sk->sk_drops.counter;
 }
 
 SEC("iter/task_file")
@@ -121,6 +120,8 @@ static __always_inline void count_state(struct totals *t, __u32 state, __u32 n)
 {
 	if (t->walk != walk_number) {
 		__builtin_memset(t->connections, 0, sizeof(t->connections));
+		t->accept_queue = 0;
+		t->accept_limit = 0;
 		t->walk = walk_number;
 	}
 	opaque(state);
@@ -135,11 +136,14 @@ static __always_inline struct connection *next_row(void)
 	return i < walk_capacity ? bpf_map_lookup_elem(&walked, &i) : NULL;
 }
 
-static __always_inline void count_socket(struct totals *t, struct tcp_sock *tp, __u8 state)
+static __always_inline void count_socket(struct totals *t, struct sock *sk, struct tcp_sock *tp, __u8 state)
 {
 	count_state(t, state, 1);
-	if (state == TCP_LISTEN)
-		count_state(t, TCP_SYN_RECV, tp->inet_conn.icsk_accept_queue.qlen.counter);
+	if (state != TCP_LISTEN)
+		return;
+	count_state(t, TCP_SYN_RECV, tp->inet_conn.icsk_accept_queue.qlen.counter);
+	t->accept_queue += sk->sk_ack_backlog;
+	t->accept_limit += sk->sk_max_ack_backlog;
 }
 
 SEC("iter/bpf_sk_storage_map")
@@ -148,7 +152,7 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 	const struct gauge *seen = ctx->value;
 	struct connection *row = NULL;
-	struct counters now;
+	struct reading now;
 	struct tcp_sock *tp;
 	struct gauge *g;
 	struct totals *t;
@@ -162,11 +166,12 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!tp || state == TCP_CLOSE)
 		return 0;
 	progress = progress_of(tp);
-	if (!walk_rows && wants_totals && progress == seen->progress && !seen->rtt_sum_us) {
+	if (!walk_rows && wants_totals && progress == seen->progress && !seen->rtt_sum_us && state != TCP_LISTEN &&
+	    !BPF_CORE_READ_BITFIELD(tp, chrono_type)) {
 		walk_seen++;
 		t = totals_of(seen->cgroup_id);
 		if (t)
-			count_socket(t, tp, state);
+			count_socket(t, sk, tp, state);
 		return 0;
 	}
 	/* The iterator's value is plain memory to the verifier; the lock needs the map's. */
@@ -181,7 +186,11 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	}
 	walk_seen++;
 	sample_rtt(tp, g);
-	if (peek_counters(sk, tp, g, &now))
+	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT)
+		see_windows(tp, g);
+	if (progress != g->progress)
+		sample_queueing(tp, g);
+	if (peek_socket(sk, tp, g, &now))
 		progress = 0; /* once more at the next walk */
 	if (row) {
 		describe(row, sk, tp, g, &now, 0, state);
@@ -193,11 +202,13 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!wants_totals)
 		return 0;
 	fold(g, &now, false);
+	if (state == TCP_LISTEN)
+		fold_drops(sk, g);
 	if (!wants_samples)
 		take_samples(g, NULL);
 	g->progress = progress;
 	t = totals_of(g->cgroup_id);
 	if (t)
-		count_socket(t, tp, state);
+		count_socket(t, sk, tp, state);
 	return 0;
 }

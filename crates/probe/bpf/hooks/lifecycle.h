@@ -12,6 +12,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct counters none = {};
+	struct reading nothing = {};
 
 	if (!g) {
 		if (!again)
@@ -22,13 +23,15 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	bpf_spin_lock(&g->lock);
 	g->flags = FLAG_BORN | flags;
 	g->before = none;
-	g->folded = none;
+	g->folded = nothing;
 	bpf_spin_unlock(&g->lock);
 	g->direction = direction;
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
 	g->opened_ns = opened_ns;
 	g->established_ns = 0;
 	g->progress = 0;
+	g->handshake_rtt_us = 0;
+	__builtin_memset(g->zero_windows, 0, sizeof(g->zero_windows));
 	__builtin_memset(g->retransmits_by_kind, 0, sizeof(g->retransmits_by_kind));
 	g->rtt_seq = 0;
 	g->pid = 0;
@@ -41,12 +44,12 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 
 static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u8 event, __u8 state)
 {
-	struct counters now;
+	struct reading now;
 	struct connection *c;
 
 	if (!is_event_wanted(event))
 		return;
-	read_counters(tp, g, &now);
+	read_socket(tp, g, &now);
 	c = begin_event(sk, tp, g, &now, event, state);
 	if (c)
 		end_event(c);
@@ -82,6 +85,7 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 			return;
 	}
 	g->established_ns = now;
+	g->handshake_rtt_us = tp->srtt_us >> 3;
 	sample_rtt(tp, g);
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (g->direction == DIRECTION_PASSIVE) {
@@ -105,8 +109,10 @@ static __always_inline void on_listen(struct sock *sk, bool again)
 {
 	struct gauge *g = bear(sk, DIRECTION_UNKNOWN, FLAG_LISTENER, bpf_ktime_get_ns(), again);
 
-	if (g)
-		learn_process(g);
+	if (!g)
+		return;
+	g->folded_drops = sk->sk_drops.counter;
+	learn_process(g);
 }
 
 static __always_inline bool is_unreachable(int error)
@@ -158,7 +164,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	struct connection *c;
-	struct counters now;
+	struct reading now;
 	struct totals *t;
 	bool failed;
 	__u32 reason, slot;
@@ -169,6 +175,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	if (g->flags & FLAG_HELD)
 		count_held(sk, -1);
 	if (g->flags & FLAG_LISTENER) {
+		fold_drops(sk, g);
 		g->flags |= FLAG_CLOSED;
 		return;
 	}
@@ -178,7 +185,8 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	if (owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	sample_rtt(tp, g);
-	read_counters(tp, g, &now);
+	sample_queueing(tp, g);
+	read_socket(tp, g, &now);
 	fold(g, &now, true);
 	c = begin_event(sk, tp, g, &now, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE);
 	if (c)

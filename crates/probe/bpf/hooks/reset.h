@@ -16,7 +16,7 @@ static __always_inline void on_reset(struct sock *sk, __u8 way)
 	__u8 state = sk ? sk->__sk_common.skc_state : 0;
 	struct gauge *g = NULL;
 	struct tcp_sock *tp = NULL;
-	struct counters now;
+	struct reading now;
 	struct connection *c;
 	struct totals *t;
 
@@ -29,7 +29,7 @@ static __always_inline void on_reset(struct sock *sk, __u8 way)
 		count(t->resets[way - 1], 1);
 	if (!g || !tp || !is_event_wanted(EVENT_RESET))
 		return;
-	read_counters(tp, g, &now);
+	read_socket(tp, g, &now);
 	c = begin_event(sk, tp, g, &now, EVENT_RESET, state);
 	if (!c)
 		return;

@@ -28,7 +28,7 @@ int retransmit(__u64 *ctx)
 	struct sock *sk = (void *)ctx[0];
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
-	struct counters now;
+	struct reading now;
 	struct connection *c;
 	__u32 kind;
 
@@ -43,7 +43,7 @@ int retransmit(__u64 *ctx)
 	g->progress = 0; /* the kind is known only now */
 	if (!is_event_wanted(EVENT_RETRANSMIT) || (retransmit_has_err && (int)ctx[2]))
 		return 0;
-	read_counters(tp, g, &now);
+	read_socket(tp, g, &now);
 	c = begin_event(sk, tp, g, &now, EVENT_RETRANSMIT, sk->__sk_common.skc_state);
 	if (!c)
 		return 0;

@@ -93,18 +93,27 @@ fn readings(metric: &Metric, labels: &Labels, reading: &Reading) -> Vec<(LabelPa
     match reading {
         Reading::One(n) => vec![(owner(labels), value(*n))],
         Reading::Distribution(histogram) => vec![(owner(labels), Value::Distribution(histogram.clone()))],
-        Reading::Each(numbers) => {
-            let Some(label) = &metric.label else { return Vec::new() };
-            let one = |(name, n): (Option<&'static str>, &u64)| {
-                name.map(|name| {
-                    let mut pairs = owner(labels);
-                    pairs.push((label.name, name.to_owned()));
-                    (pairs, value(*n))
-                })
-            };
-            label.values.iter().copied().zip(numbers).filter_map(one).collect()
-        }
+        Reading::Each(numbers) => each(metric, labels, numbers, value),
+        Reading::EachMicroseconds(times) => each(metric, labels, times, |us| Value::Seconds(us as f64 / 1e6)),
     }
+}
+
+fn each(
+    metric: &Metric,
+    labels: &Labels,
+    numbers: &[u64],
+    value: impl Fn(u64) -> Value,
+) -> Vec<(LabelPairs, Value)> {
+    let values = metric.label.map_or(&[][..], |label| label.values);
+    let name = metric.label.map_or("", |label| label.name);
+    let one = |(of, n): (Option<&'static str>, &u64)| {
+        of.map(|of| {
+            let mut pairs = owner(labels);
+            pairs.push((name, of.to_owned()));
+            (pairs, value(*n))
+        })
+    };
+    values.iter().copied().zip(numbers).filter_map(one).collect()
 }
 
 fn owner(labels: &Labels) -> LabelPairs {

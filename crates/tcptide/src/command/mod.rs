@@ -4,6 +4,7 @@ pub(crate) mod connlat;
 pub(crate) mod conns;
 pub(crate) mod containers;
 pub(crate) mod doctor;
+pub(crate) mod listen;
 pub(crate) mod rtt;
 pub(crate) mod states;
 pub(crate) mod trace;
