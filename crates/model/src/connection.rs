@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     container::Container,
+    drop,
     filter::Subject,
     histogram::{Histogram, Scale},
     record::{self, direction, event, limit, reason, retransmit, window},
@@ -50,12 +51,24 @@ pub enum Event {
     Retransmit,
     /// A RST was sent or received.
     Reset,
+    /// The kernel dropped a packet of the connection.
+    Drop,
+    /// A receive window was seen closed.
+    ZeroWindow,
 }
 
 impl Event {
     /// All of them, in the order of [`record::event`].
-    pub const ALL: [Self; event::EVENTS] =
-        [Self::Open, Self::Established, Self::Close, Self::Fail, Self::Retransmit, Self::Reset];
+    pub const ALL: [Self; event::EVENTS] = [
+        Self::Open,
+        Self::Established,
+        Self::Close,
+        Self::Fail,
+        Self::Retransmit,
+        Self::Reset,
+        Self::Drop,
+        Self::ZeroWindow,
+    ];
 
     /// As in JSON.
     pub fn name(self) -> &'static str {
@@ -66,6 +79,8 @@ impl Event {
             Self::Fail => "fail",
             Self::Retransmit => "retransmit",
             Self::Reset => "reset",
+            Self::Drop => "drop",
+            Self::ZeroWindow => "zero_window",
         }
     }
 
@@ -371,7 +386,8 @@ pub struct Connection {
     pub buffered: Option<Buffered>,
     /// Whether both ends agreed on ECN.
     pub ecn: bool,
-    /// What a retransmit ([`RETRANSMIT_NAMES`]) or a reset (`sent`, `received`) was.
+    /// What a retransmit ([`RETRANSMIT_NAMES`]), a reset (`sent`, `received`), a drop ([`drop::NAMES`]) or a closed
+    /// window (`peer`, `own`) was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
     /// How it ended.
@@ -542,6 +558,9 @@ fn kind(event: Event, detail: u8) -> Option<&'static str> {
         Event::Retransmit => RETRANSMIT_NAMES.get(usize::from(detail)).copied(),
         Event::Reset if detail == 1 => Some("sent"),
         Event::Reset => Some("received"),
+        Event::Drop => drop::NAMES.get(usize::from(detail)).copied(),
+        Event::ZeroWindow if usize::from(detail) == window::WINDOW_PEER => Some("peer"),
+        Event::ZeroWindow => Some("own"),
         _ => None,
     }
 }

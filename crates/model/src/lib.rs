@@ -6,12 +6,14 @@
 //! * [`connection`]: one connection as people and programs meet it
 //! * [`histogram`]: bucketed distributions and their quantiles
 //! * [`container`]: a cgroup path to the container it belongs to
+//! * [`drop`]: why packets are dropped
 //! * [`filter`]: which connections a person asked for
 //! * [`metrics`]: the table of every metric
 #![forbid(unsafe_code)]
 
 pub mod connection;
 pub mod container;
+pub mod drop;
 pub mod filter;
 pub mod histogram;
 pub mod metrics;

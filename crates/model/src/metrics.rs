@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use crate::{
     connection::{REASON_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
+    drop,
     histogram::{Histogram, Scale},
     record::Totals,
 };
@@ -48,6 +49,8 @@ pub enum Reading {
     One(u64),
     /// A number for each value of the label.
     Each(Vec<u64>),
+    /// As `Each`, for a label of many values: only those that were seen have a series.
+    EachSeen(Vec<u64>),
     /// A time for each value of the label, in microseconds.
     EachMicroseconds(Vec<u64>),
     /// A distribution, in microseconds.
@@ -60,6 +63,7 @@ impl Reading {
         match (self, other) {
             (Self::One(sum), Self::One(n)) => *sum += n,
             (Self::Each(sums), Self::Each(numbers))
+            | (Self::EachSeen(sums), Self::EachSeen(numbers))
             | (Self::EachMicroseconds(sums), Self::EachMicroseconds(numbers)) => {
                 sums.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
             }
@@ -232,6 +236,11 @@ table! {
         program: "walk", fields: [queueing, queueing_sum_us],
         read: |t, _| distribution(&Scale::RTT, &t.queueing, t.queueing_sum_us)
     }
+    "tcptide_dropped_packets_total" Counter [Label { name: "reason", values: &DROPS }] {
+        help: "TCP packets that the kernel dropped, sent or received, by its own names of reasons. Those of no socket are ~unattributed; before Linux 6.11 not_specified has what nobody read before a close, too.",
+        source: "kfree_skb: enum skb_drop_reason",
+        program: "drop", fields: [dropped_packets], read: |t, _| Reading::EachSeen(t.dropped_packets.to_vec())
+    }
     "tcptide_resets_total" Counter [Label { name: "direction", values: &[Some("sent"), Some("received")] }] {
         help: "RSTs sent and received. One sent for no socket, such as to a closed port, is ~unattributed.",
         source: "tcp_send_reset, tcp_receive_reset",
@@ -266,15 +275,18 @@ const fn only(which: &[usize]) -> [Option<&'static str>; REASON_NAMES.len()] {
     reasons
 }
 
-const RETRANSMITS: [Option<&str>; RETRANSMIT_NAMES.len()] = {
-    let mut kinds = [None; RETRANSMIT_NAMES.len()];
+const RETRANSMITS: [Option<&str>; RETRANSMIT_NAMES.len()] = all(&RETRANSMIT_NAMES);
+const DROPS: [Option<&str>; drop::NAMES.len()] = all(&drop::NAMES);
+
+const fn all<const N: usize>(names: &[&'static str; N]) -> [Option<&'static str>; N] {
+    let mut values = [None; N];
     let mut i = 0;
-    while i < kinds.len() {
-        kinds[i] = Some(RETRANSMIT_NAMES[i]);
+    while i < N {
+        values[i] = Some(names[i]);
         i += 1;
     }
-    kinds
-};
+    values
+}
 
 /// A metric that the agent has of itself.
 #[derive(Clone, Copy, Debug)]
@@ -363,7 +375,7 @@ mod tests {
     fn every_reading_fits_its_label() {
         for metric in METRICS {
             match (metric.read)(&Totals::default(), 0) {
-                Reading::Each(values) | Reading::EachMicroseconds(values) => {
+                Reading::Each(values) | Reading::EachSeen(values) | Reading::EachMicroseconds(values) => {
                     let label = metric.label.expect("a label for each value");
                     assert_eq!(values.len(), label.values.len(), "{}", metric.name);
                 }

@@ -12,6 +12,9 @@
 /* 6.17: tcp_retransmit_skb got a third argument `err` and fires for failed tries too. */
 const volatile bool retransmit_has_err = false;
 
+/* 6.11: kfree_skb tells which socket would have received the packet. */
+const volatile bool drop_has_socket = false;
+
 /*
  * A host with cgroup v1 only: sockets carry the root of a hierarchy that nobody uses, so the owner is the
  * task's cgroup in one v1 controller. The controllers' numbers depend on the kernel's configuration.

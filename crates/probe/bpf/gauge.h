@@ -380,31 +380,6 @@ static __always_inline void count_held(struct sock *sk, __s64 more)
 		__sync_fetch_and_add(n, more);
 }
 
-/* ---- Windows ------------------------------------------------------------------------------------------ */
-
-/* Data cannot come any further while a window is closed: as long as it has not, it is the same time. */
-static __always_inline void see_zero_window(struct gauge *g, __u32 which, __u32 at)
-{
-	struct totals *t;
-
-	opaque(which);
-	if (which >= WINDOWS || (g->zero_windows[which] && g->zero_window_at[which] == at))
-		return;
-	g->zero_window_at[which] = at;
-	g->zero_windows[which]++;
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	if (t)
-		count(t->zero_windows[which], 1);
-}
-
-static __always_inline void see_windows(struct tcp_sock *tp, struct gauge *g)
-{
-	if (!tp->snd_wnd)
-		see_zero_window(g, WINDOW_PEER, tp->snd_una);
-	if (!tp->rcv_wnd)
-		see_zero_window(g, WINDOW_OWN, tp->rcv_nxt);
-}
-
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
 
 /*
@@ -641,6 +616,40 @@ static __always_inline struct connection *begin_event(struct sock *sk, struct tc
 static __always_inline void end_event(struct connection *c)
 {
 	bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
+}
+
+/* ---- Windows ------------------------------------------------------------------------------------------ */
+
+/* Data cannot come any further while a window is closed: as long as it has not, it is the same time. */
+static __always_inline void see_zero_window(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u32 which, __u32 at)
+{
+	struct connection *c;
+	struct reading now;
+	struct totals *t;
+
+	if (g->zero_windows[which] && g->zero_window_at[which] == at)
+		return;
+	g->zero_window_at[which] = at;
+	g->zero_windows[which]++;
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		count(t->zero_windows[which], 1);
+	if (!is_event_wanted(EVENT_ZERO_WINDOW))
+		return;
+	read_socket(tp, g, &now);
+	c = begin_event(sk, tp, g, &now, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state);
+	if (!c)
+		return;
+	c->detail = which;
+	end_event(c);
+}
+
+static __always_inline void see_windows(struct sock *sk, struct tcp_sock *tp, struct gauge *g)
+{
+	if (!tp->snd_wnd)
+		see_zero_window(sk, tp, g, WINDOW_PEER, tp->snd_una);
+	if (!tp->rcv_wnd)
+		see_zero_window(sk, tp, g, WINDOW_OWN, tp->rcv_nxt);
 }
 
 #endif

@@ -158,6 +158,7 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
 	unsigned long skc_flags; /* bits of enum sock_flags */
+	struct sock *skc_listener; /* of a request */
 	struct in6_addr skc_v6_daddr;	  /* absent without CONFIG_IPV6 */
 	struct in6_addr skc_v6_rcv_saddr; /* absent without CONFIG_IPV6 */
 };
@@ -275,6 +276,13 @@ struct tcp_sock {
 	__u8 ecn_flags;
 	struct minmax rtt_min;
 	struct tcp_rack rack;
+};
+
+struct sk_buff {
+	struct sock *sk;
+	__be16 protocol; /* network order */
+	__u16 network_header; /* from head */
+	unsigned char *head;
 };
 
 struct socket {

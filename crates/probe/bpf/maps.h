@@ -145,6 +145,9 @@ const volatile bool filters_peers = false;
 const volatile bool peer_by_default = false;
 const volatile __u32 walk_capacity = 0;
 const volatile __u32 sample_interval_us = 1000;
+/* What this kernel's reasons to drop a packet (enum skb_drop_reason, which changes with each kernel) are counted as. */
+#define KERNEL_DROP_REASONS 256
+const volatile __u8 drop_slots[KERNEL_DROP_REASONS];
 const volatile __u32 tick_ns = 4000000; /* a tick of the kernel's clock: 1/CONFIG_HZ */
 /* Inclusive upper bounds of all slots but the last, us. */
 const volatile __u64 rtt_bounds[RTT_SLOTS - 1];

@@ -16,6 +16,12 @@
 #define CONNECT_SLOTS 52
 /* Slots of the lifetime histogram. */
 #define LIFETIME_SLOTS 30
+/* Slots of the reasons to drop a packet: their names are in crates/model/src/drop.rs. */
+#define DROP_REASONS 55
+/* The slot of a reason that has none of its own. */
+#define DROP_OTHER 0
+/* Not a drop. */
+#define DROP_NONE 255
 /* TCP states, as in include/net/tcp_states.h; 0 is unused. */
 #define STATES 13
 /* Length of a command name with its final zero. */
@@ -44,6 +50,10 @@ enum event {
 	EVENT_RETRANSMIT,
 	/* A RST was sent or received. */
 	EVENT_RESET,
+	/* A packet was dropped. */
+	EVENT_DROP,
+	/* A receive window was seen closed. */
+	EVENT_ZERO_WINDOW,
 	/* Number of events. */
 	EVENTS,
 };
@@ -270,7 +280,7 @@ struct connection {
 	__u8 ca_state;
 	/* FLAG_ bits. */
 	__u8 flags;
-	/* What an EVENT_RETRANSMIT (enum retransmit) or an EVENT_RESET (1 sent, 2 received) was about. */
+	/* What an EVENT_RETRANSMIT (enum retransmit), EVENT_RESET (1 sent, 2 received), EVENT_DROP (slot), EVENT_ZERO_WINDOW (enum window) was about. */
 	__u8 detail;
 	/* Whether ECN was agreed on: tcp_sock.ecn_flags. */
 	__u8 ecn;
@@ -320,6 +330,8 @@ struct totals {
 	__u64 zero_windows[WINDOWS];
 	/* What listeners turned away: sock.sk_drops. */
 	__u64 listen_drops;
+	/* TCP packets dropped, by slot. */
+	__u64 dropped_packets[DROP_REASONS];
 	/* RSTs: first those sent, then those received. */
 	__u64 resets[2];
 	/* Sum of the RTT samples, us. */

@@ -7,6 +7,7 @@
 #include "hooks/rtt.h"
 #include "hooks/retransmit.h"
 #include "hooks/reset.h"
+#include "hooks/drop.h"
 #include "hooks/use.h"
 #include "hooks/cgroup.h"
 #include "hooks/iterate.h"

@@ -40,6 +40,13 @@ impl Kernel {
         Some(function.iter().count().saturating_sub(1))
     }
 
+    /// The names and values of an enum in this kernel; none where it has no such enum.
+    pub fn enum_values(&self, name: &str) -> Vec<(String, i64)> {
+        let list: Option<types::Enum<'_>> = self.btf.type_by_name(name);
+        let named = |m: types::EnumMember<'_>| Some((m.name?.to_string_lossy().into_owned(), m.value));
+        list.into_iter().flat_map(|list| list.iter().filter_map(named).collect::<Vec<_>>()).collect()
+    }
+
     /// An enum's value in this kernel.
     pub fn enum_value(&self, name: &str, value: &str) -> Option<i64> {
         let list: types::Enum<'_> = self.btf.type_by_name(name)?;

@@ -51,9 +51,11 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "rtt",
         hook: "tp_btf/tcp_probe",
-        feeds: "round-trip time distribution",
+        feeds: "round-trip time distribution, closed windows",
         required: false,
-        needed: |options| options.follow && (options.totals || options.samples),
+        needed: |options| {
+            options.follow && (options.totals || options.samples || options.wants(event::EVENT_ZERO_WINDOW))
+        },
     },
     Program {
         name: "retransmit",
@@ -82,6 +84,13 @@ pub const PROGRAMS: &[Program] = &[
         feeds: "resets received",
         required: false,
         needed: |options| options.totals || options.wants(event::EVENT_RESET),
+    },
+    Program {
+        name: "drop",
+        hook: "tp_btf/kfree_skb",
+        feeds: "dropped packets by reason",
+        required: false,
+        needed: |options| options.totals || options.wants(event::EVENT_DROP),
     },
     Program {
         name: "used",

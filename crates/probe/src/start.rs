@@ -12,7 +12,12 @@ use libbpf_rs::{
     MapCore as _, MapFlags, PrintLevel, set_print,
     skel::{OpenSkel as _, SkelBuilder as _},
 };
-use model::{filter::Filter, histogram::Scale, record};
+use model::{
+    drop,
+    filter::Filter,
+    histogram::Scale,
+    record::{self, DROP_OTHER},
+};
 
 use crate::{
     error::Error,
@@ -109,6 +114,8 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
             Status::Off
         } else if let Some(hook) = program.tracepoint().filter(|h| kernel.tracepoint_arguments(h).is_none()) {
             Status::Unsupported(format!("kernel {} has no tracepoint {hook}", kernel.release))
+        } else if program.name == "drop" && kernel.tracepoint_arguments("kfree_skb") < Some(3) {
+            Status::Unsupported(format!("kernel {} tells no reasons", kernel.release))
         } else {
             Status::Attached
         };
@@ -174,6 +181,8 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     constants.walk_capacity = options.rows;
     constants.sample_interval_us = u32::try_from(options.sample_interval.as_micros()).unwrap_or(u32::MAX);
     constants.tick_ns = tick_ns();
+    constants.drop_has_socket = kernel.tracepoint_arguments("kfree_skb").is_some_and(|n| n > 3);
+    fill_drop_slots(&mut constants.drop_slots, kernel);
     if let Owner::Task { controller } = &options.owner {
         let value = kernel.enum_value("cgroup_subsys_id", &format!("{controller}_cgrp_id"));
         constants.owner_by_task = true;
@@ -207,6 +216,16 @@ fn fill(bounds: &mut [u64], scale: &Scale) {
 fn tick_ns() -> u32 {
     let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
     u32::try_from(tick.tv_nsec).unwrap_or(4_000_000)
+}
+
+/// What each of this kernel's reasons to drop a packet is counted as.
+fn fill_drop_slots(slots: &mut [u8], kernel: &Kernel) {
+    slots.fill(DROP_OTHER as u8);
+    for (name, value) in kernel.enum_values("skb_drop_reason") {
+        if let Some(slot) = usize::try_from(value).ok().and_then(|at| slots.get_mut(at)) {
+            *slot = drop::slot(&name) as u8;
+        }
+    }
 }
 
 /// A version 1 hierarchy's number: `/proc/cgroups`, second column.

@@ -113,7 +113,7 @@ pub(crate) struct StreamArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// Which events, a list: open,established,close,fail,retransmit,reset
+    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
     #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
           default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
     events: Vec<EventArg>,
@@ -139,6 +139,8 @@ enum EventArg {
     Fail,
     Retransmit,
     Reset,
+    Drop,
+    ZeroWindow,
 }
 
 impl EventArg {
@@ -150,6 +152,8 @@ impl EventArg {
             Self::Fail => Event::Fail,
             Self::Retransmit => Event::Retransmit,
             Self::Reset => Event::Reset,
+            Self::Drop => Event::Drop,
+            Self::ZeroWindow => Event::ZeroWindow,
         }
     }
 }

@@ -187,7 +187,7 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	walk_seen++;
 	sample_rtt(tp, g);
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT)
-		see_windows(tp, g);
+		see_windows(sk, tp, g);
 	if (progress != g->progress)
 		sample_queueing(tp, g);
 	if (peek_socket(sk, tp, g, &now))

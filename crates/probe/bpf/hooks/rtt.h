@@ -21,7 +21,7 @@ int rtt(__u64 *ctx)
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	if (!g)
 		return 0;
-	see_windows(tp, g);
+	see_windows(sk, tp, g);
 	if (tp->packets_out)
 		sample_rtt(tp, g);
 	return 0;

@@ -94,6 +94,10 @@ fn readings(metric: &Metric, labels: &Labels, reading: &Reading) -> Vec<(LabelPa
         Reading::One(n) => vec![(owner(labels), value(*n))],
         Reading::Distribution(histogram) => vec![(owner(labels), Value::Distribution(histogram.clone()))],
         Reading::Each(numbers) => each(metric, labels, numbers, value),
+        Reading::EachSeen(numbers) => {
+            let seen = |(_, value): &(LabelPairs, Value)| !matches!(value, Value::Counter(0));
+            each(metric, labels, numbers, value).into_iter().filter(seen).collect()
+        }
         Reading::EachMicroseconds(times) => each(metric, labels, times, |us| Value::Seconds(us as f64 / 1e6)),
     }
 }

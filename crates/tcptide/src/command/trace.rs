@@ -84,7 +84,9 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
         units::clock(c.time, zone).into(),
         match c.event {
             Some(Event::Fail) => Cell::new(event).role(Role::Bad),
-            Some(Event::Retransmit | Event::Reset) => Cell::new(event).role(Role::Warn),
+            Some(Event::Retransmit | Event::Reset | Event::Drop | Event::ZeroWindow) => {
+                Cell::new(event).role(Role::Warn)
+            }
             _ => event.into(),
         },
         owner(&c.container).into(),
