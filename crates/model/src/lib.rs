@@ -7,15 +7,19 @@
 //! * [`histogram`]: bucketed distributions and their quantiles
 //! * [`container`]: a cgroup path to the container it belongs to
 //! * [`drop`]: why packets are dropped
+//! * [`explain`]: what holds a connection back
 //! * [`filter`]: which connections a person asked for
 //! * [`metrics`]: the table of every metric
+//! * [`snmp`]: the kernel's own counters
 #![forbid(unsafe_code)]
 
 pub mod connection;
 pub mod container;
 pub mod drop;
+pub mod explain;
 pub mod filter;
 pub mod histogram;
 pub mod metrics;
 pub mod mountinfo;
 pub mod record;
+pub mod snmp;

@@ -1,9 +1,13 @@
-//! The network namespaces of this host, and how to visit them.
+//! The network namespaces of this host, how to visit them, and how to know one again.
 
 use std::{
     collections::BTreeMap,
+    ffi::{c_int, c_void},
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::MetadataExt, net::UnixDatagram},
+    },
     path::PathBuf,
     thread,
 };
@@ -39,6 +43,48 @@ pub fn network_namespaces() -> BTreeMap<u64, PathBuf> {
         }
     }
     found
+}
+
+/// Runs `inside` in each of these namespaces, as [`network_namespaces`] finds them, and returns its answers by inode
+/// number. Those that cannot be entered, or are gone, are left out. It runs in a thread of its own: what belongs to the
+/// namespace there is `/proc/thread-self/net`, and not `/proc/net`.
+///
+/// It is given the namespace's cookie, since 5.14: an inode number is given to another namespace as soon as it is free,
+/// a cookie never.
+pub fn in_network_namespaces<R: Send>(
+    namespaces: &BTreeMap<u64, PathBuf>,
+    inside: impl Fn(Option<u64>) -> R + Send,
+) -> Result<BTreeMap<u64, R>, Error> {
+    let answers = visit(namespaces, move |id| {
+        // A path through a process leads to where that process is by now.
+        let here = fs::metadata("/proc/thread-self/ns/net").map_or(id, |meta| meta.ino());
+        Ok((here, inside(cookie())))
+    })?;
+    Ok(answers.into_iter().collect())
+}
+
+/// What no other network namespace has or had since the boot: the option `SO_NETNS_COOKIE` of any of its sockets.
+fn cookie() -> Option<u64> {
+    // Of the C library, which the standard library is linked to.
+    unsafe extern "C" {
+        fn getsockopt(
+            socket: c_int,
+            level: c_int,
+            name: c_int,
+            value: *mut c_void,
+            length: *mut u32,
+        ) -> c_int;
+    }
+    // As on all architectures but mips, parisc and sparc.
+    const SOL_SOCKET: c_int = 1;
+    const SO_NETNS_COOKIE: c_int = 71;
+    let socket = UnixDatagram::unbound().ok()?;
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as u32;
+    let to = (&raw mut cookie).cast();
+    // SAFETY: the descriptor is open, and `to` has room for `length` bytes, any of which make a number.
+    let rc = unsafe { getsockopt(socket.as_raw_fd(), SOL_SOCKET, SO_NETNS_COOKIE, to, &raw mut length) };
+    (rc == 0).then_some(cookie)
 }
 
 /// Runs `visit` in each of these namespaces, in a thread of its own so that the caller stays where it is. Namespaces

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     States(LookArgs),
     /// Listening sockets: how full their queues are, and what they turned away
     Listen(LookArgs),
+    /// What holds connections back: the network, the peer or the container itself, with the numbers that led there
+    Explain(ExplainArgs),
     /// How every cgroup was identified, and from what
     Containers(ContainersArgs),
     /// The daemon: Prometheus metrics over HTTP
@@ -221,6 +223,23 @@ pub(crate) struct ConnsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// One connection, by its socket's cookie (`tcptide conns -o wide`)
+    #[arg(value_name = "COOKIE")]
+    pub(crate) connection: Option<u64>,
+    /// How long to look, such as 10s
+    #[arg(long, value_name = "TIME", default_value = "5s", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// Show so many connections, those held back most first
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    pub(crate) top: usize,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ContainersArgs {
     /// Every cgroup, not only containers
     #[arg(long)]
@@ -231,6 +250,16 @@ pub(crate) struct ContainersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// Compare what tcptide counts with the kernel's own counters, in every network namespace
+    #[arg(long)]
+    pub(crate) reconcile: bool,
+    /// How long to count before comparing, such as 10s or 1m; Ctrl-C ends it earlier
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "reconcile", allow_hyphen_values = true,
+          value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// Room for events between two looks at them, MiB (a power of two)
+    #[arg(long, value_name = "MIB", default_value_t = 64, requires = "reconcile", value_parser = buffer)]
+    pub(crate) buffer: u32,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Conns(args) => command::conns::run(&args),
         Command::States(args) => command::states::run(&args),
         Command::Listen(args) => command::listen::run(&args),
+        Command::Explain(args) => command::explain::run(&args),
         Command::Containers(args) => command::containers::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),

@@ -7,7 +7,7 @@ use model::mountinfo::CgroupLayout;
 use probe::{Kernel, Monitor, Options, Owner, Status, check_privileges};
 use serde::Serialize;
 
-use super::runtime;
+use super::{reconcile, runtime};
 use crate::{
     args::DoctorArgs,
     output::{
@@ -57,6 +57,9 @@ struct Report {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    if args.reconcile {
+        return reconcile::run(args);
+    }
     let mut report = Report { findings: Vec::new(), programs: Vec::new() };
     let mut found = |subject, result: Result<String, String>| {
         let ok = result.is_ok();

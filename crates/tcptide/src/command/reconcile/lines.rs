@@ -1,0 +1,312 @@
+//! THE table of what is compared: a kernel counter, what tcptide counts beside it, and which facts make them differ.
+//!
+//! Each line is one that `docs/reconcile.md` speaks of. What has no counterpart that follows from the kernel's source is
+//! not compared.
+
+use model::snmp::Counters;
+use serde::Serialize;
+
+use super::ledger::{Quantity, Tallies};
+
+/// One comparison of every namespace.
+pub(super) struct Line {
+    /// The kernel's counters, by file section and name; more than one are added up.
+    counters: &'static [(&'static str, &'static str)],
+    /// What tcptide adds up.
+    counted: &'static [Quantity],
+    /// The program that has to run for it.
+    program: &'static str,
+    because: fn(&Facts<'_>) -> Vec<Because>,
+}
+
+/// What a difference can be explained by.
+pub(super) struct Facts<'a> {
+    /// What the kernel's counters of the namespace grew by.
+    pub(super) kernel: &'a Counters,
+    /// What tcptide counted there.
+    pub(super) tallies: &'a Tallies,
+    /// What is known of the host as a whole.
+    pub(super) host: &'a Host,
+}
+
+/// What tcptide knows of the whole host, and not by namespace.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Host {
+    /// SYN-ACKs sent again that no connection has told of.
+    pub(super) synacks: i64,
+    /// RSTs sent for no socket, for half-open connections and in TIME_WAIT; `None` where the kernel does not tell.
+    pub(super) ownerless_resets: Option<i64>,
+    /// Events lost for want of room or memory.
+    pub(super) lost: i64,
+    /// Events that no program saw, at most, by program.
+    pub(super) missed: Vec<(&'static str, i64)>,
+}
+
+/// What the kernel may have counted beyond tcptide, and why: at least `least` (0 or less), at most `most` (0 or more).
+struct Because {
+    reason: &'static str,
+    least: i64,
+    most: i64,
+}
+
+/// A line of one namespace.
+#[derive(Debug, Serialize)]
+pub(super) struct Comparison {
+    /// The kernel's name of the counter, as in /proc/net/snmp and netstat; sums with a plus.
+    pub(super) counter: String,
+    pub(super) kernel: i64,
+    pub(super) tcptide: i64,
+    /// What the kernel counted beyond tcptide.
+    pub(super) difference: i64,
+    /// Whether there is none, or the reasons are enough for it.
+    pub(super) explained: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) because: Vec<Reason>,
+}
+
+/// What explains a difference, or a part of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Reason {
+    pub(super) reason: &'static str,
+    /// How much of it at most; absent where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) up_to: Option<i64>,
+}
+
+/// As much as there is.
+const ANY: i64 = i64::MAX;
+
+const SEGMENTS: &[Quantity] =
+    &[Quantity::Syn, Quantity::SynAck, Quantity::Rto, Quantity::Tlp, Quantity::Fast, Quantity::Other];
+
+/// What is compared.
+pub(super) const LINES: &[Line] = &[
+    Line {
+        counters: &[("Tcp", "ActiveOpens")],
+        counted: &[Quantity::ActiveOpen],
+        program: "lifecycle",
+        because: |_| Vec::new(),
+    },
+    Line {
+        counters: &[("Tcp", "PassiveOpens")],
+        counted: &[Quantity::PassiveOpen],
+        program: "lifecycle",
+        because: |facts| {
+            let fast = facts.grown("TcpExt", "TCPFastOpenPassive");
+            vec![more("Fast Open connections count before they are established", fast)]
+        },
+    },
+    Line {
+        counters: &[("Tcp", "AttemptFails")],
+        counted: &[Quantity::AttemptFail],
+        program: "lifecycle",
+        because: |facts| {
+            vec![more(
+                "half-open connections reset by the peer: no socket yet",
+                facts.grown("TcpExt", "EmbryonicRsts"),
+            )]
+        },
+    },
+    Line {
+        counters: &[("Tcp", "EstabResets")],
+        counted: &[Quantity::EstabReset],
+        program: "lifecycle",
+        because: |facts| {
+            let assumed = facts.tallies.of(&[Quantity::EstabResetAssumed]).counted;
+            vec![less("reset after their own FIN, which the kernel does not count here", assumed)]
+        },
+    },
+    Line {
+        counters: &[("Tcp", "OutRsts")],
+        counted: &[Quantity::ResetSent],
+        program: "reset_sent",
+        because: |facts| {
+            vec![match facts.host.ownerless_resets {
+                Some(resets) => {
+                    more("RSTs for no socket, half-open connections or TIME_WAIT, of the whole host", resets)
+                }
+                None => more("RSTs for no socket: this kernel (before 6.10) does not tell of them", ANY),
+            }]
+        },
+    },
+    Line { counters: &[("Tcp", "RetransSegs")], counted: SEGMENTS, program: "retransmit", because: synacks },
+    Line {
+        counters: &[("TcpExt", "TCPSynRetrans")],
+        counted: &[Quantity::Syn, Quantity::SynAck],
+        program: "retransmit",
+        because: |facts| {
+            let mut all = synacks(facts);
+            all.push(other(facts));
+            all
+        },
+    },
+    Line {
+        counters: &[("TcpExt", "TCPFastRetrans")],
+        counted: &[Quantity::Fast],
+        program: "retransmit",
+        because: |facts| vec![other(facts), failed(facts)],
+    },
+    Line {
+        counters: &[("TcpExt", "TCPTimeouts"), ("TcpExt", "TCPSlowStartRetrans")],
+        counted: &[Quantity::Syn, Quantity::Rto],
+        program: "retransmit",
+        because: timeouts,
+    },
+    Line {
+        counters: &[("TcpExt", "TCPLossProbes")],
+        counted: &[Quantity::Tlp],
+        program: "retransmit",
+        because: |facts| {
+            vec![more("probes with new data: nothing is sent again", ANY), other(facts), failed(facts)]
+        },
+    },
+];
+
+fn more(reason: &'static str, most: i64) -> Because {
+    Because { reason, least: 0, most: most.max(0) }
+}
+
+fn less(reason: &'static str, most: i64) -> Because {
+    Because { reason, least: -most.max(0), most: 0 }
+}
+
+/// SYN-ACKs have no socket of their own, and the kernel counts them with the rest.
+fn synacks(facts: &Facts<'_>) -> Vec<Because> {
+    let told = facts.tallies.of(&[Quantity::SynAck]).counted;
+    vec![
+        more("SYN-ACKs that no connection has come of yet, of the whole host", facts.host.synacks),
+        less("SYN-ACKs from before, told of when the connection came", told),
+    ]
+}
+
+/// Segments whose kind nobody told.
+fn other(facts: &Facts<'_>) -> Because {
+    more("sent again without an event that tells the kind", facts.tallies.of(&[Quantity::Other]).counted)
+}
+
+/// The kernel counts these as sent again, but not by kind.
+fn failed(facts: &Facts<'_>) -> Because {
+    less("could not be sent (TCPRetransFail)", facts.grown("TcpExt", "TCPRetransFail"))
+}
+
+fn timeouts(facts: &Facts<'_>) -> Vec<Because> {
+    let synacks = facts.grown("TcpExt", "TCPSynRetrans") - facts.tallies.of(&[Quantity::Syn]).counted;
+    vec![
+        more(
+            "the last timeout ends the connection (TCPAbortOnTimeout)",
+            facts.grown("TcpExt", "TCPAbortOnTimeout"),
+        ),
+        // The timer of a request fires once more when it gives up.
+        more("timers of half-open connections", 2 * synacks),
+        more(
+            "nothing sent: the segment was still in this host's queues (TCPSpuriousRtxHostQueues)",
+            facts.grown("TcpExt", "TCPSpuriousRtxHostQueues"),
+        ),
+        other(facts),
+        failed(facts),
+    ]
+}
+
+impl Facts<'_> {
+    fn grown(&self, group: &str, name: &str) -> i64 {
+        self.kernel.get(group, name).unwrap_or(0)
+    }
+
+    fn missed(&self, program: &str) -> i64 {
+        self.host.missed.iter().find(|(name, _)| *name == program).map_or(0, |(_, n)| *n)
+    }
+}
+
+impl Line {
+    /// The program without which this is not counted.
+    pub(super) fn program(&self) -> &'static str {
+        self.program
+    }
+
+    /// Compares; `None` where the kernel does not have the counter.
+    pub(super) fn compare(&self, facts: &Facts<'_>) -> Option<Comparison> {
+        let kernel =
+            self.counters.iter().map(|(group, name)| facts.kernel.get(group, name)).sum::<Option<i64>>()?;
+        let tally = facts.tallies.of(self.counted);
+        let difference = kernel - tally.counted;
+        let mut all =
+            vec![Because { reason: "while the counters were read", least: tally.least, most: tally.most }];
+        all.extend((self.because)(facts));
+        all.push(more("lost or missed by tcptide", facts.host.lost + facts.missed(self.program)));
+        let least = all.iter().fold(0_i64, |sum, one| sum.saturating_add(one.least));
+        let most = all.iter().fold(0_i64, |sum, one| sum.saturating_add(one.most));
+        Some(Comparison {
+            counter: self.counters.iter().map(|(_, name)| *name).collect::<Vec<_>>().join("+"),
+            kernel,
+            tcptide: tally.counted,
+            difference,
+            explained: (least..=most).contains(&difference),
+            because: all.iter().filter_map(|one| one.of(difference)).collect(),
+        })
+    }
+}
+
+impl Because {
+    /// As a reason for this difference, if it is one.
+    fn of(&self, difference: i64) -> Option<Reason> {
+        let most = if difference > 0 { self.most } else { -self.least };
+        (difference != 0 && most > 0)
+            .then(|| Reason { reason: self.reason, up_to: (most < ANY).then_some(most) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(counter: &str) -> &'static Line {
+        LINES.iter().find(|line| line.counters[0].1 == counter).unwrap()
+    }
+
+    fn compare(counter: &str, kernel: &str, host: &Host) -> Option<Comparison> {
+        let kernel = Counters::parse(kernel);
+        line(counter).compare(&Facts { kernel: &kernel, tallies: &Tallies::default(), host })
+    }
+
+    #[test]
+    fn a_counter_that_the_kernel_lacks_is_not_compared() {
+        assert!(compare("ActiveOpens", "Tcp: PassiveOpens\nTcp: 3\n", &Host::default()).is_none());
+        assert!(compare("TCPTimeouts", "TcpExt: TCPTimeouts\nTcpExt: 3\n", &Host::default()).is_none());
+    }
+
+    #[test]
+    fn a_difference_without_a_reason_is_not_explained() {
+        let line = compare("ActiveOpens", "Tcp: ActiveOpens\nTcp: 3\n", &Host::default()).unwrap();
+        assert_eq!((line.kernel, line.tcptide, line.difference, line.explained), (3, 0, 3, false));
+        assert!(line.because.is_empty());
+        let none = compare("ActiveOpens", "Tcp: ActiveOpens\nTcp: 0\n", &Host::default()).unwrap();
+        assert!(none.explained && none.because.is_empty());
+    }
+
+    #[test]
+    fn reasons_reach_as_far_as_they_are_counted() {
+        let host = |resets| Host { ownerless_resets: resets, ..Host::default() };
+        let compare = |host: &Host| compare("OutRsts", "Tcp: OutRsts\nTcp: 3\n", host).unwrap();
+        assert!(!compare(&host(Some(2))).explained);
+        let enough = compare(&host(Some(5)));
+        assert_eq!((enough.explained, enough.because.len(), enough.because[0].up_to), (true, 1, Some(5)));
+        // Before 6.10 nobody knows how many there are.
+        let any = compare(&host(None));
+        assert_eq!((any.explained, any.because[0].up_to), (true, None));
+    }
+
+    #[test]
+    fn what_was_missed_explains_the_lines_of_its_program_only() {
+        let host = Host { missed: vec![("reset_sent", 3)], ownerless_resets: Some(0), ..Host::default() };
+        assert!(compare("OutRsts", "Tcp: OutRsts\nTcp: 3\n", &host).unwrap().explained);
+        assert!(!compare("ActiveOpens", "Tcp: ActiveOpens\nTcp: 3\n", &host).unwrap().explained);
+    }
+
+    #[test]
+    fn half_open_connections_explain_their_own_counters() {
+        let text = "Tcp: AttemptFails\nTcp: 2\nTcpExt: EmbryonicRsts\nTcpExt: 2\n";
+        assert!(compare("AttemptFails", text, &Host::default()).unwrap().explained);
+        let text = "Tcp: AttemptFails\nTcp: 3\nTcpExt: EmbryonicRsts\nTcpExt: 2\n";
+        assert!(!compare("AttemptFails", text, &Host::default()).unwrap().explained);
+    }
+}
