@@ -279,6 +279,9 @@ pub struct Buffered {
 pub struct Close {
     /// One of [`REASON_NAMES`].
     pub reason: &'static str,
+    /// The state it was in, one of [`STATE_NAMES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<&'static str>,
     /// The socket's error, as in errno(3).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno: Option<u16>,
@@ -335,6 +338,10 @@ pub struct Connection {
     /// From the first SYN to the completed handshake; active side only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_us: Option<u64>,
+    /// From the completed handshake to the first payload received. Absent before that, and where the payload came with
+    /// the handshake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<u32>,
     /// From the opening to the end, or to now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
@@ -379,8 +386,9 @@ pub struct Connection {
     pub path: Path,
     /// Time with data to send, and what it waited for: `tcp_sock.chrono_stat`.
     pub limited_us: Limited,
-    /// Times that a receive window was seen closed.
-    pub zero_windows: ZeroWindows,
+    /// Times that a receive window was seen closed; absent where only events or a single look were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_windows: Option<ZeroWindows>,
     /// What lies in buffers; absent for a listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffered: Option<Buffered>,
@@ -436,6 +444,7 @@ impl Connection {
             peer: peer(r),
             opened_at: (r.opened_ns != 0).then(|| clock.time(r.opened_ns)),
             connect_us: connect_us(r),
+            first_byte_us: (r.first_byte_us != 0).then_some(r.first_byte_us),
             duration_us: (r.opened_ns != 0).then(|| r.time_ns.saturating_sub(r.opened_ns) / 1000),
             sent_bytes: r.since.sent_bytes,
             acked_bytes: r.since.acked_bytes,
@@ -463,10 +472,7 @@ impl Connection {
                 rwnd: r.limited_us[limit::LIMIT_RWND],
                 sndbuf: r.limited_us[limit::LIMIT_SNDBUF],
             },
-            zero_windows: ZeroWindows {
-                peer: r.zero_windows[window::WINDOW_PEER],
-                own: r.zero_windows[window::WINDOW_OWN],
-            },
+            zero_windows: zero_windows(r),
             buffered: (r.state != LISTEN).then_some(Buffered {
                 unread: r.unread,
                 unsent: r.unsent,
@@ -540,6 +546,14 @@ pub fn rtt(r: &record::Connection) -> Option<Rtt> {
     })
 }
 
+fn zero_windows(r: &record::Connection) -> Option<ZeroWindows> {
+    let seen = r.zero_windows.iter().all(|&times| times as usize != record::NOT_SEEN);
+    seen.then(|| ZeroWindows {
+        peer: r.zero_windows[window::WINDOW_PEER],
+        own: r.zero_windows[window::WINDOW_OWN],
+    })
+}
+
 /// The RTT samples that a record carries.
 pub fn rtt_samples(r: &record::Connection) -> Option<Histogram> {
     (r.flags & record::FLAG_SAMPLES != 0)
@@ -549,6 +563,7 @@ pub fn rtt_samples(r: &record::Connection) -> Option<Histogram> {
 fn close(r: &record::Connection, event: Option<Event>) -> Option<Close> {
     matches!(event, Some(Event::Close | Event::Fail)).then(|| Close {
         reason: REASON_NAMES.get(usize::from(r.reason)).copied().unwrap_or("error"),
+        state: STATE_NAMES.get(usize::from(r.state_before)).copied().flatten(),
         errno: (r.error != 0).then_some(r.error),
     })
 }

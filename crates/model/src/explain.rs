@@ -185,7 +185,8 @@ impl<'a> Change<'a> {
     fn network_delay(&self) -> Option<Verdict> {
         let (srtt, least) = (self.after.srtt_us, self.after.min_rtt_us);
         let waiting = srtt.saturating_sub(least);
-        let known = srtt > 0 && least != u32::MAX;
+        // A receiver that is slow keeps acknowledgements back, too.
+        let known = srtt > 0 && least != u32::MAX && self.receiver_slow().is_none();
         (known && waiting >= QUEUEING_US.max(least) && self.busy() >= LIMITING).then(|| Verdict {
             cause: Cause::NetworkDelay,
             share: f64::from(waiting) / f64::from(srtt.max(1)),

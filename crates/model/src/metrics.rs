@@ -125,6 +125,12 @@ table! {
         program: "lifecycle", fields: [connect, connect_sum_us],
         read: |t, _| distribution(&Scale::CONNECT, &t.connect, t.connect_sum_us)
     }
+    "tcptide_first_byte_seconds" Histogram {
+        help: "From the completed handshake to the first payload received, on connections this container began: request, path and answer.",
+        source: "tcp_probe: first segment with payload",
+        program: "rtt", fields: [first_byte, first_byte_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.first_byte, t.first_byte_sum_us)
+    }
     "tcptide_connection_duration_seconds" Histogram {
         help: "From opening to end, of connections that ended and were seen to open.",
         source: "inet_sock_set_state",

@@ -483,12 +483,13 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	for (int i = 0; i < RETRANSMITS; i++)
 		c->retransmits_by_kind[i] = now->retransmits_by_kind[i];
 	for (int i = 0; i < WINDOWS; i++)
-		c->zero_windows[i] = g->zero_windows[i];
+		c->zero_windows[i] = sees_segments ? g->zero_windows[i] : NOT_SEEN;
 	c->delivery_rate = 0;
 	if (tp->rate_delivered && tp->rate_interval_us)
 		c->delivery_rate = (__u64)tp->rate_delivered * tp->mss_cache * 1000000 / tp->rate_interval_us;
 	c->pacing_rate = sk->sk_pacing_rate;
 	c->handshake_rtt_us = g->handshake_rtt_us;
+	c->first_byte_us = g->first_byte_us;
 	c->ssthresh = tp->snd_ssthresh;
 	c->send_window = tp->snd_wnd;
 	c->receive_window = tp->rcv_wnd;
@@ -521,6 +522,7 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->ca_state = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state);
 	c->flags = g->flags;
 	c->detail = 0;
+	c->state_before = 0;
 	__builtin_memset(c->padding, 0, sizeof(c->padding));
 	if (!ops || bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name))
 		__builtin_memset(c->congestion, 0, sizeof(c->congestion));

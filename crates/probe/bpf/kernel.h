@@ -281,7 +281,9 @@ struct tcp_sock {
 struct sk_buff {
 	struct sock *sk;
 	__be16 protocol; /* network order */
+	unsigned int len;     /* while TCP works on it: with TCP's header, without IP's */
 	__u16 network_header; /* from head */
+	__u16 transport_header;
 	unsigned char *head;
 };
 

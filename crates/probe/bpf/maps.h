@@ -27,7 +27,8 @@ struct gauge {
 	__u64 rtt_sum_us;
 	struct counters before;			/* at birth or adoption */
 	struct reading folded;			/* what the owner's totals already have */
-	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
+	__u32 retransmits_by_kind[RETRANSMIT_OTHER]; /* since birth or adoption */
+	__u32 first_byte_us;			/* from the handshake to the first payload; 0: none yet */
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
 	__u32 handshake_rtt_us;
@@ -38,6 +39,8 @@ struct gauge {
 	__u8 comm[COMM_LEN];
 	__u32 rtt_samples[RTT_SLOTS]; /* since the last record or fold */
 };
+
+_Static_assert(sizeof(struct gauge) <= 512 - 72, "the next size the kernel has is twice as much");
 
 /*
  * Storage on the socket: born and freed with it, found without a search, and never full. No preallocation
@@ -138,6 +141,7 @@ struct {
 const volatile __u32 wanted_events = 0; /* bits of enum event */
 const volatile bool wants_totals = false;
 const volatile bool wants_samples = false; /* RTT samples in rows and close events */
+const volatile bool sees_segments = false; /* whether the program on tcp_probe runs */
 const volatile bool filters_cgroups = false;
 const volatile bool filters_ports = false;
 const volatile bool port_by_default = false; /* whether a connection without a listed port is asked for */

@@ -22,6 +22,8 @@
 #define DROP_OTHER 0
 /* Not a drop. */
 #define DROP_NONE 255
+/* Instead of a number: it was not measured. */
+#define NOT_SEEN 4294967295
 /* TCP states, as in include/net/tcp_states.h; 0 is unused. */
 #define STATES 13
 /* Length of a command name with its final zero. */
@@ -240,6 +242,8 @@ struct connection {
 	__u32 last_rtt_us;
 	/* RTT of the handshake, us: the first sample; 0: not seen. */
 	__u32 handshake_rtt_us;
+	/* From the completed handshake to the first payload received, us; 0: none was seen. */
+	__u32 first_byte_us;
 	/* Slow start threshold, segments: tcp_sock.snd_ssthresh; 2147483647: none yet. */
 	__u32 ssthresh;
 	/* The peer's receive window, bytes: tcp_sock.snd_wnd. */
@@ -250,7 +254,7 @@ struct connection {
 	__u32 unread;
 	/* Bytes written that were not sent yet: tcp_sock.write_seq - snd_nxt. */
 	__u32 unsent;
-	/* Times that a receive window was seen closed: enum window. */
+	/* Times that a receive window was seen closed: enum window; NOT_SEEN where nobody watched. */
 	__u32 zero_windows[WINDOWS];
 	/* Limit of a listener's accept queue: sock.sk_max_ack_backlog. */
 	__u32 accept_limit;
@@ -284,8 +288,10 @@ struct connection {
 	__u8 detail;
 	/* Whether ECN was agreed on: tcp_sock.ecn_flags. */
 	__u8 ecn;
+	/* The state that an EVENT_CLOSE or EVENT_FAIL ended. */
+	__u8 state_before;
 	/* Nothing. */
-	__u8 padding[2];
+	__u8 padding[5];
 	/* Name of that process's main thread or of the thread that connected. */
 	__u8 comm[COMM_LEN];
 	/* Congestion control: inet_connection_sock.icsk_ca_ops->name. */
@@ -346,6 +352,10 @@ struct totals {
 	__u64 connect_sum_us;
 	/* Connect latencies of established active connections by slot. */
 	__u64 connect[CONNECT_SLOTS];
+	/* Sum of the times to the first byte, us. */
+	__u64 first_byte_sum_us;
+	/* Times to the first byte received on connections this side began, by slot. */
+	__u64 first_byte[CONNECT_SLOTS];
 	/* Sum of the lifetimes, us. */
 	__u64 lifetime_sum_us;
 	/* Lifetimes of ended connections that were seen to open, by slot. */

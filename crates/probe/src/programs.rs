@@ -51,7 +51,7 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "rtt",
         hook: "tp_btf/tcp_probe",
-        feeds: "round-trip time distribution, closed windows",
+        feeds: "round-trip time distribution, closed windows, time to the first byte",
         required: false,
         needed: |options| {
             options.follow && (options.totals || options.samples || options.wants(event::EVENT_ZERO_WINDOW))

@@ -128,6 +128,9 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
         let mut open =
             TcpSkelBuilder::default().open(place).map_err(|e| Error::system("open the BPF object", e))?;
         configure(&mut open, options, &kernel)?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.sees_segments = statuses.get("rtt") == Some(&Status::Attached);
+        }
         for mut program in open.open_object_mut().progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
             program.set_autoload(statuses.get(name.as_str()) == Some(&Status::Attached));

@@ -31,6 +31,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	g->established_ns = 0;
 	g->progress = 0;
 	g->handshake_rtt_us = 0;
+	g->first_byte_us = 0;
 	__builtin_memset(g->zero_windows, 0, sizeof(g->zero_windows));
 	__builtin_memset(g->retransmits_by_kind, 0, sizeof(g->retransmits_by_kind));
 	g->rtt_seq = 0;
@@ -189,8 +190,10 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	read_socket(tp, g, &now);
 	fold(g, &now, true);
 	c = begin_event(sk, tp, g, &now, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE);
-	if (c)
+	if (c) {
 		c->reason = reason;
+		c->state_before = old;
+	}
 	if (wants_samples && c) {
 		c->flags |= FLAG_SAMPLES;
 		take_samples(g, c);

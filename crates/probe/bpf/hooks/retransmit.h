@@ -37,7 +37,7 @@ int retransmit(__u64 *ctx)
 	kind = kind_of(sk, tp);
 	opaque(kind);
 	/* What a walk has taken for another kind meanwhile stays that. */
-	if (kind < RETRANSMITS)
+	if (kind < RETRANSMIT_OTHER)
 		g->retransmits_by_kind[kind] += tp->total_retrans - g->before.retransmits - known_retransmits(g) -
 						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
 	g->progress = 0; /* the kind is known only now */

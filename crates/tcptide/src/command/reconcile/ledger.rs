@@ -14,15 +14,11 @@ use model::record::{self, direction, event, reason, retransmit};
 /// in which a process may be preempted.
 pub(super) const EDGE_NS: u64 = 5_000_000;
 
-const EPIPE: u16 = 32;
 /// What the reset hook calls a RST that was sent; the other one was received.
 const RESET_SENT: u8 = 1;
 
 const ESTABLISHED: u8 = 1;
-const CLOSE: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
-/// FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
-const OWN_FIN_SENT: [u8; 4] = [4, 5, 9, 11];
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +29,8 @@ pub(super) enum Quantity {
     PassiveOpen,
     /// Connects that failed by themselves: not those that their application gave up.
     AttemptFail,
-    /// Connections reset in ESTABLISHED or CLOSE_WAIT, so far as that was told.
+    /// Connections that went to CLOSE from ESTABLISHED or CLOSE_WAIT.
     EstabReset,
-    /// Those among them of which it is not told that they had not sent their FIN before.
-    EstabResetAssumed,
     /// RSTs sent for a socket.
     ResetSent,
     /// SYNs sent again.
@@ -118,8 +112,6 @@ struct Told {
     netns: u64,
     cookie: u64,
     what: What,
-    /// The socket's state; CLOSE where it says nothing.
-    state: u8,
     /// Segments sent again so far.
     retransmits: u32,
 }
@@ -136,8 +128,7 @@ enum What {
         sent: bool,
     },
     Closed {
-        reason: u8,
-        error: u16,
+        before: u8,
     },
     /// With its kind.
     Retransmit(u8),
@@ -152,7 +143,6 @@ impl Told {
             netns: record.netns.into(),
             cookie: record.cookie,
             what: if is_event { what(record) } else { What::Seen },
-            state: record.state,
             retransmits: record.since.retransmits,
         }
     }
@@ -163,7 +153,7 @@ fn what(record: &record::Connection) -> What {
         (event::EVENT_OPEN, direction::DIRECTION_ACTIVE) => What::Active,
         (event::EVENT_OPEN, direction::DIRECTION_PASSIVE) => What::Passive,
         (event::EVENT_ESTABLISHED, _) => What::Established,
-        (event::EVENT_CLOSE, _) => What::Closed { reason: record.reason, error: record.error },
+        (event::EVENT_CLOSE, _) => What::Closed { before: record.state_before },
         (event::EVENT_FAIL, _) => What::Failed {
             reason: record.reason,
             sent: record.since.segments_out > 0 || record.before.segments_out > 0,
@@ -179,8 +169,6 @@ fn what(record: &record::Connection) -> What {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     retransmits: u32,
-    state: u8,
-    was_reset: bool,
 }
 
 /// Events and rows come in, quantities by namespace go out.
@@ -257,14 +245,12 @@ impl Ledger {
                     self.add(told, Quantity::AttemptFail, 1);
                 }
             }
-            What::Closed { reason, error } => match resets(reason, error, self.known.get(&told.cookie)) {
-                Reset::No => {}
-                Reset::Certain => self.add(told, Quantity::EstabReset, 1),
-                Reset::Assumed => {
+            What::Closed { before } => {
+                // As tcp_set_state() does it.
+                if [ESTABLISHED, CLOSE_WAIT].contains(&before) {
                     self.add(told, Quantity::EstabReset, 1);
-                    self.add(told, Quantity::EstabResetAssumed, 1);
                 }
-            },
+            }
             What::ResetSent => self.add(told, Quantity::ResetSent, 1),
             What::Seen | What::Established | What::Retransmit(_) | What::ResetReceived => {}
         }
@@ -289,17 +275,13 @@ impl Ledger {
             self.known.remove(&told.cookie);
             return;
         }
-        let fresh = Known { retransmits: told.retransmits, state: CLOSE, was_reset: false };
+        let fresh = Known { retransmits: told.retransmits };
         let known = self.known.entry(told.cookie).or_insert(fresh);
         if matches!(told.what, What::Active | What::Passive) {
             *known = fresh;
         } else if told.retransmits.wrapping_sub(known.retransmits) < 1 << 31 {
             known.retransmits = told.retransmits;
         }
-        if told.state != CLOSE {
-            known.state = told.state;
-        }
-        known.was_reset |= told.what == What::ResetReceived;
     }
 
     fn add(&mut self, told: &Told, quantity: Quantity, n: i64) {
@@ -343,30 +325,6 @@ fn fails_an_attempt(reason: u8) -> bool {
     !matches!(usize::from(reason), reason::REASON_CANCELED | reason::REASON_ADDRESS_UNAVAILABLE)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reset {
-    No,
-    Certain,
-    Assumed,
-}
-
-/// Whether a connection went to CLOSE from ESTABLISHED or CLOSE_WAIT. An event does not tell the state before, but the
-/// errno may, and the last event before.
-fn resets(reason: u8, error: u16, known: Option<&Known>) -> Reset {
-    if usize::from(reason) == reason::REASON_NORMAL {
-        return Reset::No;
-    }
-    // tcp_reset() sets this in CLOSE_WAIT and nowhere else.
-    if error == EPIPE {
-        return Reset::Certain;
-    }
-    match known {
-        Some(known) if OWN_FIN_SENT.contains(&known.state) => Reset::No,
-        Some(known) if known.was_reset && [ESTABLISHED, CLOSE_WAIT].contains(&known.state) => Reset::Certain,
-        _ => Reset::Assumed,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -377,7 +335,7 @@ mod tests {
     const NETNS: u64 = 7;
 
     fn told(ms: u64, cookie: u64, what: What, retransmits: u32) -> Told {
-        Told { time: ms * MS, netns: NETNS, cookie, what, state: ESTABLISHED, retransmits }
+        Told { time: ms * MS, netns: NETNS, cookie, what, retransmits }
     }
 
     /// Read at 100 ms and at 900 ms.
@@ -423,7 +381,7 @@ mod tests {
     #[test]
     fn segments_are_the_growth_of_the_running_count() {
         let rto = What::Retransmit(u8::try_from(retransmit::RETRANSMIT_RTO).unwrap());
-        let closed = What::Closed { reason: 0, error: 0 };
+        let closed = What::Closed { before: ESTABLISHED };
         let ledger = ledger([
             // There before: the walk knows what it had sent again.
             told(90, 1, What::Seen, 10),
@@ -445,23 +403,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_after_the_own_fin_is_none_of_an_established_connection() {
-        let received = u8::try_from(reason::REASON_RESET_RECEIVED).unwrap();
-        let sent = u8::try_from(reason::REASON_RESET_SENT).unwrap();
-        let closed = |reason, error| What::Closed { reason, error };
-        let mut after_fin = told(300, 1, What::ResetReceived, 0);
-        after_fin.state = OWN_FIN_SENT[0];
-        let ledger = ledger([
-            after_fin,
-            told(301, 1, closed(received, 104), 0),
-            told(300, 2, What::ResetReceived, 0),
-            told(301, 2, closed(received, 104), 0),
-            told(300, 3, closed(received, EPIPE), 0),
-            told(300, 4, closed(sent, 0), 0),
-            told(300, 5, closed(u8::try_from(reason::REASON_NORMAL).unwrap(), 0), 0),
-        ]);
-        assert_eq!(tally(&ledger, Quantity::EstabReset), (3, 0, 0));
-        assert_eq!(tally(&ledger, Quantity::EstabResetAssumed), (1, 0, 0));
+    fn the_state_before_tells_whether_an_established_connection_was_reset() {
+        const FIN_WAIT2: u8 = 5;
+        let states = [ESTABLISHED, CLOSE_WAIT, FIN_WAIT2];
+        let ledger =
+            ledger((1..).zip(states).map(|(cookie, before)| told(300, cookie, What::Closed { before }, 0)));
+        assert_eq!(tally(&ledger, Quantity::EstabReset), (2, 0, 0));
     }
 
     #[test]

@@ -111,10 +111,7 @@ pub(super) const LINES: &[Line] = &[
         counters: &[("Tcp", "EstabResets")],
         counted: &[Quantity::EstabReset],
         program: "lifecycle",
-        because: |facts| {
-            let assumed = facts.tallies.of(&[Quantity::EstabResetAssumed]).counted;
-            vec![less("reset after their own FIN, which the kernel does not count here", assumed)]
-        },
+        because: |_| Vec::new(),
     },
     Line {
         counters: &[("Tcp", "OutRsts")],

@@ -1,0 +1,394 @@
+//! What `tcptide doctor --reconcile` says of a namespace in which it is known what happened: the kernel's counters and
+//! tcptide's agree, or the difference is the one that the story made, with its reason.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use functional::connections::inode;
+use functional::forwarder::{Direction, Forwarder, Impairment};
+use functional::netns::Netns;
+use functional::packet::{is_syn, is_syn_ack};
+use functional::process::wait_until;
+use functional::tcptide::{Output, Streaming, Tcptide};
+use functional::witness::{NetCounters, sockets};
+use functional::workload::{Churn, Client, ServeOptions, Server, Stream, churn, stream};
+use rustix::net::sockopt::set_socket_linger;
+use serde::Deserialize;
+
+const CLIENT: &str = "198.18.41.1";
+const SERVER: &str = "198.18.41.2";
+
+/// More than what counts as close to a reading.
+const CLEAR_OF_THE_EDGE: Duration = Duration::from_millis(50);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// One counter of one namespace, as `-o json` has it.
+#[derive(Clone, Debug, Deserialize)]
+struct Line {
+    counter: String,
+    kernel: i64,
+    tcptide: i64,
+    difference: i64,
+    explained: bool,
+    #[serde(default)]
+    because: Vec<Reason>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Reason {
+    reason: String,
+    up_to: Option<i64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Namespace {
+    netns: u64,
+    fate: String,
+    counters: Vec<Line>,
+}
+
+impl Namespace {
+    fn line(&self, counter: &str) -> &Line {
+        self.counters.iter().find(|line| line.counter == counter).unwrap()
+    }
+
+    /// The counters agree, and are what they should be.
+    fn agrees(&self, expected: &[(&str, i64)]) {
+        for &(counter, n) in expected {
+            let line = self.line(counter);
+            assert_eq!((line.kernel, line.tcptide, line.difference), (n, n, 0), "{self:#?}");
+            assert!(line.explained && line.because.is_empty(), "{line:?}");
+        }
+    }
+
+    /// The counters differ by so much, for a reason that has these words.
+    fn differs(&self, counter: &str, by: i64, words: &str) {
+        let line = self.line(counter);
+        assert_eq!((line.difference, line.explained), (by, true), "{self:#?}");
+        let reason = line.because.iter().find(|reason| reason.reason.contains(words)).unwrap();
+        assert!(reason.up_to.is_none_or(|up_to| up_to >= by.abs()), "{line:?}");
+    }
+
+    /// No difference is without a reason, and the kernel's numbers are those that the namespace has.
+    fn is_sound(&self, witness: &NetCounters) {
+        assert_eq!(self.fate, "compared");
+        for line in &self.counters {
+            assert!(line.explained, "{line:?} in {self:#?}");
+            let of = |name: &str| witness.get(&format!("Tcp{name}")) + witness.get(&format!("TcpExt{name}"));
+            assert_eq!(line.kernel, line.counter.split('+').map(of).sum::<i64>(), "{line:?}");
+        }
+    }
+}
+
+/// `tcptide doctor --reconcile` at work.
+struct Reconciling(Streaming);
+
+impl Reconciling {
+    fn start() -> Self {
+        let args = ["doctor", "--reconcile", "--duration", "2m", "-o", "json"];
+        let streaming = Tcptide::find().unwrap().spawn(args).unwrap();
+        streaming.wait_ready().unwrap();
+        thread::sleep(CLEAR_OF_THE_EDGE);
+        Self(streaming)
+    }
+
+    /// Ends it as Ctrl-C does.
+    fn end(self) -> Vec<Namespace> {
+        thread::sleep(CLEAR_OF_THE_EDGE);
+        let output = self.0.interrupt().unwrap().success().unwrap();
+        serde_json::from_value(output.json().unwrap()).unwrap()
+    }
+}
+
+fn of<'a>(all: &'a [Namespace], netns: &Netns) -> &'a Namespace {
+    let netns = inode(netns).unwrap();
+    all.iter().find(|namespace| namespace.netns == netns).unwrap()
+}
+
+fn grown(netns: &Netns, before: &NetCounters) -> NetCounters {
+    NetCounters::of(netns).unwrap().since(before)
+}
+
+/// Until nothing is under way in a namespace.
+fn settled(netns: &Netns) {
+    wait_until("the connections to end", Duration::from_secs(20), || {
+        let left = sockets(netns, &["exclude", "listening", "exclude", "time-wait"])?;
+        Ok(left.is_empty().then_some(()))
+    })
+    .unwrap();
+}
+
+/// A connection within a namespace, both ends.
+fn pair(netns: &Netns, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let to = listener.local_addr().unwrap();
+    let client = netns.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn listen(netns: &Netns) -> TcpListener {
+    netns.enter(|| Ok(TcpListener::bind("127.0.0.1:0")?)).unwrap()
+}
+
+/// Waits for the RST.
+fn is_reset(mut stream: TcpStream) {
+    assert_eq!(stream.read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(104));
+}
+
+#[test]
+fn connections_that_work_are_refused_and_are_reset() {
+    let netns = Netns::new("reconcile").unwrap();
+    let server = netns.enter(|| Server::start("127.0.0.1:0".parse()?, ServeOptions::default())).unwrap();
+    let listener = listen(&netns);
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&netns).unwrap();
+    let plan = Churn { count: Some(300), ..Churn::new(2000.0, Duration::from_secs(20)) };
+    let counts = netns.enter(|| Ok(churn(&Client::new(server.address()), &plan))).unwrap();
+    assert_eq!((counts.opened, counts.failures()), (300, 0));
+    for _ in 0..20 {
+        netns.enter(|| Ok(TcpStream::connect("127.0.0.1:9").unwrap_err())).unwrap();
+    }
+    for _ in 0..15 {
+        let (client, server) = pair(&netns, &listener);
+        set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        drop(client);
+        is_reset(server);
+    }
+    for _ in 0..10 {
+        // Closed with a byte that nobody read.
+        let (client, mut server) = pair(&netns, &listener);
+        server.write_all(b"x").unwrap();
+        wait_until("the byte", Duration::from_secs(5), || Ok(client.peek(&mut [0]).ok())).unwrap();
+        drop(client);
+        is_reset(server);
+    }
+    settled(&netns);
+    let all = reconciling.end();
+    let told = of(&all, &netns);
+    told.is_sound(&grown(&netns, &before));
+    told.agrees(&[
+        ("ActiveOpens", 345),
+        ("PassiveOpens", 325),
+        ("AttemptFails", 20),
+        // Both ends are here.
+        ("EstabResets", 50),
+        ("RetransSegs", 0),
+        ("TCPTimeouts+TCPSlowStartRetrans", 0),
+    ]);
+    let resets = told.line("OutRsts");
+    assert_eq!((resets.kernel, resets.tcptide), (45, 25));
+    told.differs("OutRsts", 20, "no socket");
+}
+
+#[test]
+fn a_reset_after_the_own_fin_ends_no_established_connection() {
+    let netns = Netns::new("half-closed").unwrap();
+    let listener = listen(&netns);
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&netns).unwrap();
+    for _ in 0..10 {
+        let (client, mut server) = pair(&netns, &listener);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        drop(client);
+        wait_until("the reset", Duration::from_secs(5), || Ok(server.take_error()?)).unwrap();
+    }
+    // Here the RST comes from the other side, and tells the state in which it arrives.
+    for _ in 0..5 {
+        let (client, mut server) = pair(&netns, &listener);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        set_socket_linger(&server, Some(Duration::ZERO)).unwrap();
+        drop(server);
+        is_reset(client);
+    }
+    let all = reconciling.end();
+    let told = of(&all, &netns);
+    told.is_sound(&grown(&netns, &before));
+    // The servers' ends were reset in CLOSE_WAIT; the clients' own ends had sent their FIN.
+    told.agrees(&[("ActiveOpens", 15), ("PassiveOpens", 15), ("OutRsts", 15), ("EstabResets", 15)]);
+}
+
+#[test]
+fn what_is_lost_on_the_way_and_sent_again() {
+    let (a, b) = (Netns::new("lossy-a").unwrap(), Netns::new("lossy-b").unwrap());
+    let none = Impairment { delay: Duration::from_millis(2), seed: 17, ..Impairment::default() };
+    let path = Forwarder::between(&a, ip(CLIENT), &b, ip(SERVER), none).unwrap();
+    let server = b.enter(|| Server::start(SocketAddr::new(ip(SERVER), 0), ServeOptions::default())).unwrap();
+    let to = server.address();
+    // There before, with retransmissions that are not of the interval.
+    let lossy = Impairment { drop: 0.05, ..none };
+    let mut early = a.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+    let frame = |bytes: u64| [&bytes.to_be_bytes()[..], &vec![0; bytes as usize - 8]].concat();
+    let mut exchange = |bytes: u64| {
+        thread::scope(|scope| {
+            let mut writing = early.try_clone().unwrap();
+            scope.spawn(move || writing.write_all(&frame(bytes)).unwrap());
+            early.read_exact(&mut vec![0; bytes as usize]).unwrap();
+        });
+    };
+    path.impair(Direction::AToB, lossy);
+    path.impair(Direction::BToA, lossy);
+    exchange(300_000);
+    let reconciling = Reconciling::start();
+    let before = [&a, &b].map(|netns| NetCounters::of(netns).unwrap());
+    exchange(300_000);
+    for _ in 0..20 {
+        let plan = Stream { bytes: 100_000, rate: None, answer: true };
+        let counts = a.enter(|| Ok(stream(&Client::new(to), &plan))).unwrap();
+        assert_eq!(counts.failures(), 0, "{counts:?}");
+    }
+    path.impair(Direction::AToB, none);
+    path.impair(Direction::BToA, none);
+    wait_until("all to be acknowledged", Duration::from_secs(20), || {
+        let left = [&a, &b].map(|netns| sockets(netns, &["exclude", "listening", "exclude", "time-wait"]));
+        let left: Vec<_> = left.into_iter().flat_map(Result::unwrap).collect();
+        // Only the early one is left, with its two ends.
+        Ok((left.len() == 2 && left.iter().all(|socket| socket.send_q == 0)).then_some(()))
+    })
+    .unwrap();
+    let all = reconciling.end();
+    for (netns, before) in [&a, &b].into_iter().zip(&before) {
+        let (told, grown) = (of(&all, netns), grown(netns, before));
+        told.is_sound(&grown);
+        assert!(grown.get("TcpRetransSegs") > 20, "{grown:?}");
+    }
+    let (client, server) = (of(&all, &a), of(&all, &b));
+    client.agrees(&[("ActiveOpens", 20), ("PassiveOpens", 0)]);
+    server.agrees(&[("ActiveOpens", 0), ("PassiveOpens", 20)]);
+    // Clients have no SYN-ACKs: every segment is one that a connection knows of.
+    for counter in ["RetransSegs", "TCPSynRetrans", "TCPFastRetrans"] {
+        assert_eq!(client.line(counter).difference, 0, "{client:#?}");
+    }
+}
+
+#[test]
+fn syns_and_syn_acks_are_lost() {
+    let (a, b) = (Netns::new("syn-a").unwrap(), Netns::new("syn-b").unwrap());
+    let path = Forwarder::between(&a, ip(CLIENT), &b, ip(SERVER), Impairment::default()).unwrap();
+    let listener = b.enter(|| Ok(TcpListener::bind((ip(SERVER), 0))?)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let once = |is: fn(&[u8]) -> bool| {
+        let mut dropped = 0;
+        move |packet: &[u8]| {
+            dropped += u32::from(is(packet));
+            is(packet) && dropped == 1
+        }
+    };
+    let reconciling = Reconciling::start();
+    let before = [&a, &b].map(|netns| NetCounters::of(netns).unwrap());
+    // One SYN is lost, and then one SYN-ACK: the connection comes all the same.
+    path.drop_if(Direction::AToB, once(is_syn));
+    let _first = a.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+    path.clear_filter(Direction::AToB);
+    path.drop_if(Direction::BToA, once(is_syn_ack));
+    let _second = a.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+    // No SYN-ACK arrives: both sides try again, and no connection comes of it.
+    path.drop_if(Direction::BToA, is_syn_ack);
+    a.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
+    b.sysctl("net.ipv4.tcp_synack_retries", "1").unwrap();
+    let error = a.enter(|| Ok(TcpStream::connect(to).unwrap_err())).unwrap();
+    assert_eq!(error.raw_os_error(), Some(110));
+    wait_until("the server to give up too", Duration::from_secs(20), || {
+        Ok(sockets(&b, &["state", "syn-recv"])?.is_empty().then_some(()))
+    })
+    .unwrap();
+    let all = reconciling.end();
+    let told = [&a, &b].map(|netns| of(&all, netns));
+    for ((told, netns), before) in told.into_iter().zip([&a, &b]).zip(&before) {
+        told.is_sound(&grown(netns, before));
+    }
+    let [client, server] = told;
+    let syns = client.line("TCPSynRetrans").kernel;
+    assert!(syns >= 3, "{client:#?}");
+    client.agrees(&[
+        ("ActiveOpens", 3),
+        ("AttemptFails", 1),
+        ("TCPSynRetrans", syns),
+        ("RetransSegs", syns),
+        ("TCPLossProbes", 0),
+    ]);
+    client.differs("TCPTimeouts+TCPSlowStartRetrans", 1, "TCPAbortOnTimeout");
+    server.agrees(&[("PassiveOpens", 2), ("AttemptFails", 0)]);
+    // One at least was for the second connection, which told of it.
+    let synacks = server.line("TCPSynRetrans");
+    assert!(synacks.tcptide >= 1 && synacks.difference >= 1, "{server:#?}");
+    server.differs("TCPSynRetrans", synacks.difference, "no connection");
+    server.differs("RetransSegs", synacks.difference, "no connection");
+}
+
+#[test]
+fn traffic_that_was_there_before_and_goes_on_after() {
+    let netns = Netns::new("traffic").unwrap();
+    let server = netns.enter(|| Server::start("127.0.0.1:0".parse()?, ServeOptions::default())).unwrap();
+    let told = thread::scope(|scope| {
+        let churning = scope.spawn(|| {
+            let plan = Churn::new(1000.0, Duration::from_secs(6));
+            netns.enter(|| Ok(churn(&Client::new(server.address()), &plan))).unwrap()
+        });
+        let args = ["doctor", "--reconcile", "--duration", "2s", "-o", "json"];
+        let output = Tcptide::find().unwrap().run(args).unwrap().success().unwrap();
+        // The readings were taken in the middle of it.
+        assert!(!churning.is_finished());
+        let all: Vec<Namespace> = serde_json::from_value(output.json().unwrap()).unwrap();
+        of(&all, &netns).clone()
+    });
+    for line in &told.counters {
+        assert!(line.explained && line.difference.abs() < 20, "{line:?}");
+    }
+    assert!(told.line("ActiveOpens").kernel > 1000 && told.line("PassiveOpens").tcptide > 1000, "{told:#?}");
+}
+
+#[test]
+fn namespaces_that_come_and_go_are_said_to() {
+    let gone = Netns::new("gone").unwrap();
+    let left = inode(&gone).unwrap();
+    let reconciling = Reconciling::start();
+    drop(gone);
+    let new = Netns::new("new").unwrap();
+    let listener = listen(&new);
+    let _pair = pair(&new, &listener);
+    // A namespace with the number of the one that is gone, unless a story beside this one has got it.
+    let again = wait_until("the number to be given again", Duration::from_secs(5), || {
+        let one = Netns::new("again")?;
+        Ok((inode(&one)? == left).then_some(one))
+    });
+    let all = reconciling.end();
+    let came = of(&all, &new);
+    let went = all.iter().find(|namespace| namespace.netns == left).unwrap();
+    for (namespace, fate) in [(came, "appeared"), (went, "gone")] {
+        assert!([fate, "replaced"].contains(&namespace.fate.as_str()), "{namespace:#?}");
+        assert!(namespace.counters.is_empty(), "{namespace:#?}");
+    }
+    if again.is_ok() {
+        assert_eq!(went.fate, "replaced");
+    }
+}
+
+#[test]
+fn a_table_for_people() {
+    let netns = Netns::new("table").unwrap();
+    let listener = listen(&netns);
+    let args = ["doctor", "--reconcile", "--duration", "2s"];
+    let running = Tcptide::find().unwrap().spawn(args).unwrap();
+    running.wait_ready().unwrap();
+    thread::sleep(CLEAR_OF_THE_EDGE);
+    let _pair = pair(&netns, &listener);
+    // It ends by itself.
+    let Output { status, stdout, stderr } = running.wait(Duration::from_secs(20)).unwrap();
+    assert!(status.success(), "{stderr:?}");
+    let lines: Vec<_> = stdout.iter().filter(|line| line.contains(netns.name())).collect();
+    assert_eq!(lines.len(), 2, "{stdout:#?}");
+    for (line, counter) in lines.iter().zip(["ActiveOpens", "PassiveOpens"]) {
+        let numbers: Vec<_> = line.split(counter).nth(1).unwrap().split_whitespace().take(3).collect();
+        assert_eq!(numbers, ["1", "1", "0"], "{line}");
+    }
+    assert!(stderr.iter().any(|line| line.contains("counters agree")), "{stderr:?}");
+}
