@@ -1,10 +1,10 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench docs fmt clean
+.PHONY: help run test test-vm check bench docs fmt clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## build, then show this host's TCP connections; installs what building needs
 	@tools/run.sh
@@ -14,6 +14,9 @@ test: ## everything that this machine can test; installs the tests' tools when r
 
 check: ## what needs no root: format, lints, dependencies, API documentation, unit tests
 	@tools/test.sh check
+
+test-vm: ## tcptide on Debian's kernels in virtual machines (x86-64, no root); ARGS="6.1 newest", or --write for docs/kernels.md
+	@cargo run --locked --quiet -p vm -- $(ARGS)
 
 bench: ## what tcptide costs, as root, in three minutes; ARGS=--help tells how to vary it
 	@cargo build --locked --release -p tcptide -p functional -p bench

@@ -44,6 +44,27 @@ program promtool    prometheus      prometheus                    prometheus pro
 EOF
 }
 
+# What the kernel matrix starts, also inside its guests. It has its kernels through apt: apt's names are enough.
+vm_needs() {
+    cat <<'EOF'
+program qemu-system-x86_64 qemu-system-x86
+file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+static  busybox     busybox-static
+program cpio        cpio
+program depmod      kmod
+program strip       binutils
+program bash        bash
+program ip          iproute2
+program ss          iproute2
+program nsenter     util-linux
+program unshare     util-linux
+program setpriv     util-linux
+program prlimit     util-linux
+program script      bsdutils
+program bpftool     bpftool
+EOF
+}
+
 has() {
     # Debian keeps daemons in sbin, which is not on every user's PATH.
     local PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -1,0 +1,164 @@
+//! All guests of all kernels, as many at a time as there is room for.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::kernels::Kernel;
+use crate::plan::{Line, Plan, Program, Told};
+use crate::programs::Programs;
+use crate::stories::{Functional, plans};
+use crate::{initramfs, machine};
+
+/// Guests at a time. Each keeps two CPUs busy at times, and one most of the time.
+const AT_A_TIME: usize = 2;
+/// How long a guest may take.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// What all guests of one kernel told.
+pub(crate) struct Results {
+    pub kernel: Kernel,
+    /// In the order of the program table.
+    pub programs: Vec<Program>,
+    pub stories: Vec<Told>,
+}
+
+impl Results {
+    /// Whether every story held.
+    pub(crate) fn are_good(&self) -> bool {
+        self.stories.iter().all(|told| told.outcome.is_ok())
+    }
+
+    fn add(&mut self, lines: Vec<Line>) {
+        for line in lines {
+            match line {
+                Line::Programs(programs) => self.add_programs(programs),
+                Line::Story(told) => self.stories.push(told),
+                Line::End => {}
+            }
+        }
+    }
+
+    /// A program that one boot has no use for is known from another.
+    fn add_programs(&mut self, programs: Vec<Program>) {
+        if self.programs.is_empty() {
+            self.programs = programs;
+            return;
+        }
+        for program in programs {
+            let known =
+                self.programs.iter_mut().find(|known| known.name == program.name && known.status == "off");
+            if let Some(known) = known {
+                *known = program;
+            }
+        }
+    }
+}
+
+/// A guest to be: a kernel, by its place in the list, and one of its plans.
+struct Guest {
+    kernel: usize,
+    number: usize,
+    plan: Plan,
+}
+
+/// Runs them all; the results are in the order of the kernels.
+pub(crate) fn run(kernels: &[Kernel], programs: &Programs, functional: &Functional) -> Result<Vec<Results>> {
+    let archives = Archives::make(kernels, programs)?;
+    let guests = kernels.iter().enumerate().flat_map(|(kernel, known)| {
+        let plans = plans(known, functional).into_iter().enumerate();
+        plans.map(move |(number, plan)| Guest { kernel, number, plan })
+    });
+    let mut guests: Vec<_> = guests.collect();
+    // The long ones first, so that none is left alone at the end.
+    guests.sort_by_key(|guest| std::cmp::Reverse(guest.plan.stories.len()));
+    let waiting = Mutex::new(VecDeque::from(guests));
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let told = thread::scope(|scope| {
+        let work = || {
+            std::iter::from_fn(next)
+                .map(|guest| {
+                    let lines = boot(&kernels[guest.kernel], &guest, &archives)?;
+                    Ok((guest, lines))
+                })
+                .collect::<Result<Vec<_>>>()
+        };
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        let ended = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ended.collect::<Result<Vec<_>>>()
+    });
+    let mut told: Vec<_> = told?.into_iter().flatten().collect();
+    told.sort_by_key(|(guest, _)| (guest.kernel, guest.number));
+    let mut results: Vec<_> = kernels
+        .iter()
+        .map(|kernel| Results { kernel: kernel.clone(), programs: Vec::new(), stories: Vec::new() })
+        .collect();
+    for (guest, lines) in told {
+        results[guest.kernel].add(lines);
+    }
+    Ok(results)
+}
+
+/// Runs one guest. A story that it did not tell has failed.
+fn boot(kernel: &Kernel, guest: &Guest, archives: &Archives) -> Result<Vec<Line>> {
+    let folder = tempfile::tempdir()?;
+    let [plan, initramfs] = ["plan.cpio", "initramfs.cpio"].map(|name| folder.path().join(name));
+    initramfs::plan(&guest.plan, &plan)?;
+    initramfs::join(&[&archives.programs, &archives.modules[guest.kernel], &plan], &initramfs)?;
+    let parameters = guest.plan.boot.parameters();
+    let ran = machine::run(kernel, &initramfs, parameters, LIMIT, folder.path())
+        .with_context(|| format!("running Linux {}", kernel.release))?;
+    let mut lines = ran.lines;
+    let told: Vec<_> = lines
+        .iter()
+        .filter_map(|line| if let Line::Story(told) = line { Some(told.story.clone()) } else { None })
+        .collect();
+    let mut why = ran.broken;
+    for story in guest.plan.stories.iter().filter(|story| !told.contains(story)) {
+        let outcome = Err(why.take().unwrap_or_else(|| "not told either".to_owned()));
+        lines.push(Line::Story(Told { story: story.clone(), outcome, seconds: 0.0 }));
+    }
+    let stories =
+        lines.iter().filter_map(|line| if let Line::Story(told) = line { Some(told) } else { None });
+    let failed = stories.filter(|told| told.outcome.is_err()).count();
+    eprintln!(
+        "vm: Linux {}, {}: {} of {} stories hold, {:.0} s",
+        kernel.release,
+        guest.plan.boot,
+        guest.plan.stories.len() - failed,
+        guest.plan.stories.len(),
+        ran.took.as_secs_f64()
+    );
+    Ok(lines)
+}
+
+/// What several guests have in common.
+struct Archives {
+    _folder: TempDir,
+    programs: PathBuf,
+    /// For each kernel.
+    modules: Vec<PathBuf>,
+}
+
+impl Archives {
+    fn make(kernels: &[Kernel], programs: &Programs) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(Path::new(name));
+        let of_programs = at("programs.cpio");
+        initramfs::programs(programs, &of_programs)?;
+        let modules = kernels.iter().map(|kernel| {
+            let archive = at(&format!("{}.cpio", kernel.release));
+            initramfs::modules(kernel, &archive)?;
+            Ok(archive)
+        });
+        let modules = modules.collect::<Result<_>>()?;
+        Ok(Self { programs: of_programs, modules, _folder: folder })
+    }
+}

@@ -1,0 +1,130 @@
+//! What crosses between the host and a guest: the plan that the guest finds in its initramfs, and the lines that it
+//! sends back, one JSON object each.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the plan is in the guest.
+pub(crate) const PLAN: &str = "/plan.json";
+/// The serial line of the results: the guest's second, so that no word of the kernel comes in between.
+pub(crate) const RESULTS: &str = "/dev/ttyS1";
+
+/// How a guest is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Boot {
+    /// As distributions do: cgroup2 only, no lockdown.
+    Usual,
+    /// With the kernel's lockdown in confidentiality mode.
+    Lockdown,
+    /// With version 1 hierarchies of cgroups (memory, pids) and no cgroup2.
+    CgroupV1,
+}
+
+impl Boot {
+    /// What is added to the kernel's command line.
+    pub(crate) fn parameters(self) -> &'static str {
+        match self {
+            Self::Usual | Self::CgroupV1 => "",
+            Self::Lockdown => "lockdown=confidentiality",
+        }
+    }
+}
+
+impl fmt::Display for Boot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Usual => "usual boot",
+            Self::Lockdown => "lockdown",
+            Self::CgroupV1 => "cgroup v1",
+        })
+    }
+}
+
+/// What a guest has to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// How it was booted.
+    pub boot: Boot,
+    /// Told one after the other.
+    pub stories: Vec<Story>,
+}
+
+/// One row of the table of stories.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Story {
+    /// What became of every program, as `tcptide doctor` tells it.
+    Doctor,
+    /// A test of the functional tests.
+    Functional {
+        /// The file that it is in, without `.rs`.
+        file: String,
+        /// Its name.
+        test: String,
+    },
+    /// Many short connections whose packets are processed on either CPU.
+    Rps {
+        /// Whether a task may be preempted in the middle of a program (Linux 7.0 and newer), which may cost a few.
+        preemptible: bool,
+    },
+    /// The kernel has not got what tcptide is built on.
+    TooOld,
+    /// Lockdown forbids what tcptide does.
+    Lockdown,
+    /// The kernel does not describe its types.
+    NoBtf,
+    /// Owners are told from version 1 hierarchies.
+    CgroupV1,
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Doctor => f.write_str("doctor: no program is refused"),
+            Self::Functional { file, test } => write!(f, "{file}: {}", test.replace('_', " ")),
+            Self::Rps { .. } => {
+                f.write_str("rps: every connection is counted while packets interrupt programs")
+            }
+            Self::TooOld => f.write_str("too old: one sentence says so"),
+            Self::Lockdown => f.write_str("lockdown=confidentiality: one sentence says so"),
+            Self::NoBtf => f.write_str("no BTF: one sentence says so"),
+            Self::CgroupV1 => f.write_str("cgroup v1 only: the process's cgroup is the owner"),
+        }
+    }
+}
+
+/// What a guest sends.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Line {
+    /// What `tcptide doctor` said of every program.
+    Programs(Vec<Program>),
+    /// How a story went.
+    Story(Told),
+    /// All have been told.
+    End,
+}
+
+/// How a story went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// As in [`Plan::stories`].
+    pub story: Story,
+    /// A remark, or what went wrong.
+    pub outcome: Result<String, String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A program in the report of `tcptide doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Program {
+    pub name: String,
+    /// One word.
+    pub status: String,
+    /// Why it is not attached.
+    pub reason: Option<String>,
+    /// Whether there is nothing to show without it.
+    pub required: bool,
+    /// What the verifier looked at.
+    pub instructions: Option<u32>,
+}

@@ -1,0 +1,118 @@
+//! Which stories are told on which kernel, and which are left out, and why.
+
+use anyhow::{Result, bail};
+
+use crate::kernels::Kernel;
+use crate::plan::{Boot, Plan, Story};
+use crate::programs::{Programs, tests_in};
+
+/// Linux that has what tcptide is built on (see `Kernel::look` in `crates/probe`).
+const SUPPORTED: (u64, u64) = (5, 11);
+/// From here on a task can be preempted in the middle of a program.
+const PREEMPTIBLE: (u64, u64) = (7, 0);
+
+/// Functional tests in one guest: so few that guests of several kernels take turns.
+const AT_MOST: usize = 15;
+
+/// What is left out: a file of the functional tests, one of its tests or `*`, and why.
+const LEFT_OUT: &[(&str, &str, &str)] = &[
+    ("docker", "*", NO_DOCKER),
+    ("agent", "a_removed_containers_series_stay_for_the_grace_period", NO_DOCKER),
+    ("podman", "*", "no Podman in a guest"),
+    ("agent", "a_reader_gets_the_format_it_asks_for", NO_PROMETHEUS),
+    ("agent", "prometheus_scrapes_it", NO_PROMETHEUS),
+    ("agent", "no_name_breaks_the_text", NO_PROMETHEUS),
+    ("lifecycle", "nothing_is_told_of_listeners_and_of_other_protocols", "no Python in a guest"),
+    ("helpers", "*", "about the tests' own helpers"),
+    ("bad_places", "a_reader_that_leaves_is_no_error", NOT_THE_KERNEL),
+    ("bad_places", "colours_are_for_terminals_that_want_them", NOT_THE_KERNEL),
+    ("bad_places", "every_command_fits_a_terminal_of_40_columns", NOT_THE_KERNEL),
+    ("bad_places", "head_gets_its_line", NOT_THE_KERNEL),
+    ("bad_places", "help_comes_at_once", NOT_THE_KERNEL),
+    ("bad_places", "wrong_usage_is_status_2_and_says_what_would_be_right", NOT_THE_KERNEL),
+    ("filters", "a_reader_that_leaves_is_no_error", NOT_THE_KERNEL),
+    (
+        "filters",
+        "what_nobody_asked_for_takes_no_room",
+        "asserts that no event is missed, which from 7.0 on a few are",
+    ),
+    (
+        "agent",
+        "counters_are_the_workloads_own_and_the_kernels",
+        "asks for 200 connections in 20 s over a path with losses",
+    ),
+    (
+        "churn",
+        "every_one_of_50_000_connections_is_told_of_to_the_byte",
+        "asks for 2,000 connections a second",
+    ),
+    ("churn", "what_does_not_fit_is_counted_exactly", "asks for 3,000 connections in a second"),
+    ("churn", "what_interrupts_a_program_at_its_work_is_told_too", "asks for a rate; `rps` tells it without"),
+    (
+        "failures",
+        "a_short_connection_that_worked_is_no_failure",
+        "supposes that loopback answers before `connect` returns",
+    ),
+    ("rtt", "a_path_of_20_ms_each_way_is_a_round_trip_of_40_ms", "asserts on milliseconds"),
+    (
+        "rtt",
+        "live_connections_are_shown_every_interval_and_nothing_is_counted_twice",
+        "asks for 250 round trips in 5 s",
+    ),
+];
+const NO_DOCKER: &str = "no Docker in a guest";
+const NO_PROMETHEUS: &str = "no Prometheus in a guest";
+const NOT_THE_KERNEL: &str = "not about the kernel";
+
+/// The functional tests that a guest can tell, and those that are left out.
+#[derive(Debug)]
+pub(crate) struct Functional {
+    told: Vec<Story>,
+    /// What, and why.
+    pub left_out: Vec<(String, &'static str)>,
+}
+
+impl Functional {
+    /// Asks the executables for what has `only` in its name. An entry of [`LEFT_OUT`] that names no test is an error: it
+    /// may have been renamed.
+    pub(crate) fn list(programs: &Programs, only: &str) -> Result<Self> {
+        let mut all = Vec::new();
+        for (file, executable) in &programs.tests {
+            let tests = tests_in(executable)?.into_iter();
+            all.extend(tests.map(|test| Story::Functional { file: file.clone(), test }));
+        }
+        let mut left_out = Vec::new();
+        for &(file, test, why) in LEFT_OUT {
+            let before = all.len();
+            all.retain(|story| !is(story, file, test));
+            match before - all.len() {
+                0 => bail!("the test {test} in {file}.rs, which is to be left out, does not exist"),
+                count if test == "*" => left_out.push((format!("{file}: all {count}"), why)),
+                _ => {
+                    let story = Story::Functional { file: file.to_owned(), test: test.to_owned() };
+                    left_out.push((story.to_string(), why));
+                }
+            }
+        }
+        all.retain(|story| story.to_string().contains(only));
+        Ok(Self { told: all, left_out })
+    }
+}
+
+fn is(story: &Story, in_file: &str, name: &str) -> bool {
+    matches!(story, Story::Functional { file, test } if file == in_file && ["*", test].contains(&name))
+}
+
+/// What the guests of one kernel have to do, one plan each.
+pub(crate) fn plans(kernel: &Kernel, functional: &Functional) -> Vec<Plan> {
+    let plan = |boot, stories: &[Story]| Plan { boot, stories: stories.to_vec() };
+    if kernel.number() < SUPPORTED {
+        return vec![plan(Boot::Usual, &[Story::TooOld])];
+    }
+    let preemptible = kernel.number() >= PREEMPTIBLE;
+    let own = plan(Boot::Usual, &[Story::Doctor, Story::NoBtf, Story::Rps { preemptible }]);
+    let v1 = plan(Boot::CgroupV1, &[Story::Doctor, Story::CgroupV1]);
+    let lockdown = plan(Boot::Lockdown, &[Story::Lockdown]);
+    let functional = functional.told.chunks(AT_MOST).map(|part| plan(Boot::Usual, part));
+    [own, v1, lockdown].into_iter().chain(functional).collect()
+}
