@@ -116,7 +116,7 @@ fn a_path_that_loses_segments_is_told() {
 fn a_path_with_a_deep_queue_is_told() {
     let narrow = Impairment {
         rate_bytes_per_s: Some(1_000_000),
-        queue_bytes: Some(2_000_000),
+        queue_bytes: Some(100_000_000),
         delay: Duration::from_millis(5),
         ..Impairment::default()
     };

@@ -53,6 +53,11 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
         "a_short_connection_that_worked_is_no_failure",
         "supposes that loopback answers before `connect` returns",
     ),
+    (
+        "reconcile",
+        "traffic_that_was_there_before_and_goes_on_after",
+        "asks for a rate that lasts as long as the comparison",
+    ),
     ("rtt", "a_path_of_20_ms_each_way_is_a_round_trip_of_40_ms", "asserts on milliseconds"),
     (
         "rtt",
