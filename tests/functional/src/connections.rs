@@ -57,12 +57,35 @@ pub struct Connection {
     pub retransmits: Retransmits,
     /// Round-trip time.
     pub rtt: Option<Rtt>,
+    /// Congestion window, segments.
+    pub cwnd: u64,
+    /// Slow start threshold, segments.
+    pub ssthresh: Option<u64>,
+    /// Bytes per second that the path last delivered.
+    pub delivery_rate: Option<u64>,
+    /// Bytes per second that the kernel paces by.
+    pub pacing_rate: Option<u64>,
+    /// Reordering that the connection reckons with, segments.
+    pub reordering: u64,
+    /// What became of segments on their way.
+    pub path: Path,
+    /// Time with data to send.
+    pub limited_us: Limited,
+    /// Times that a receive window was seen closed; 0 where nobody watched.
+    #[serde(default)]
+    pub zero_windows: ZeroWindows,
+    /// What lies in buffers; a listener has none.
+    pub buffered: Option<Buffered>,
+    /// Both ends agreed on ECN.
+    pub ecn: bool,
     /// What a retransmit or a reset was.
     pub kind: Option<String>,
     /// How it ended.
     pub close: Option<Close>,
     /// What it had carried before tcptide was there.
     pub before: Option<Before>,
+    /// A listener's queues.
+    pub queues: Option<Queues>,
 }
 
 /// The owner of a connection.
@@ -128,6 +151,69 @@ pub struct Rtt {
     pub srtt_us: u64,
     /// Minimum.
     pub min_us: Option<u64>,
+    /// Of the handshake.
+    pub handshake_us: Option<u64>,
+    /// Smoothed less minimum.
+    pub queueing_us: Option<u64>,
+}
+
+/// What became of segments on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Path {
+    /// Held for lost by the sender.
+    pub lost: u64,
+    /// Arrived more than once, as the peer said.
+    pub duplicates: u64,
+    /// Times that segments were found to arrive in another order.
+    pub reorderings: u64,
+    /// Delivered with a congestion mark; only with ECN.
+    pub ce_marked: Option<u64>,
+}
+
+/// Time with data to send, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Limited {
+    /// All of it, with what follows.
+    pub busy: u64,
+    /// Waiting for the peer's window.
+    pub rwnd: u64,
+    /// Waiting for room in the own send buffer.
+    pub sndbuf: u64,
+}
+
+/// Times that a receive window was seen closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ZeroWindows {
+    /// The peer's.
+    pub peer: u64,
+    /// The own.
+    pub own: u64,
+}
+
+/// Bytes in buffers, and those that the receivers would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Buffered {
+    /// Received, not read.
+    pub unread: u64,
+    /// Written, not sent.
+    pub unsent: u64,
+    /// The peer's window.
+    pub send_window: u64,
+    /// The own window.
+    pub receive_window: u64,
+}
+
+/// A listener's queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Queues {
+    /// Established, not accepted.
+    pub accept: u64,
+    /// How many of these there may be.
+    pub limit: u64,
+    /// Half-open.
+    pub syn: u64,
+    /// SYNs and completed handshakes turned away.
+    pub drops: u64,
 }
 
 /// How a connection ended.
@@ -205,7 +291,18 @@ impl Connections {
 
     /// What `tcptide conns -o json` with these arguments says.
     pub fn everywhere(args: &[&str]) -> Result<Self> {
-        let args = [&["conns", "-o", "json"], args].concat();
+        Self::told_by("conns", args)
+    }
+
+    /// What `tcptide listen -o json` with these arguments says of one network namespace.
+    pub fn listeners(netns: &Netns, args: &[&str]) -> Result<Self> {
+        let all = Self::told_by("listen", args)?;
+        let netns = inode(netns)?;
+        Ok(all.only(|connection| connection.netns == netns))
+    }
+
+    fn told_by(command: &str, args: &[&str]) -> Result<Self> {
+        let args = [&[command, "-o", "json"], args].concat();
         let json = Tcptide::find()?.run(args)?.success()?.json()?;
         Ok(Self(serde_json::from_value(json)?))
     }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`netns`] | network namespaces, veth pairs |
 //! | [`cgroup`] | cgroups, and processes started inside them |
-//! | [`forwarder`] | a path with delay, loss, duplication, reordering, corruption, a rate, a blackhole |
+//! | [`forwarder`] | a path with delay, loss, duplication, reordering, corruption, congestion marks, a rate, a blackhole |
 //! | [`packet`] | just enough of IP and TCP to pick packets on that path, and to answer them |
 //! | [`workload`] | TCP clients and a server that count every connection and byte |
 //! | [`runtime`] | Docker and Podman, and a small image to run |

@@ -187,6 +187,27 @@ pub(crate) fn flip_bit(packet: &mut [u8], random: u64) -> bool {
     true
 }
 
+/// Sets the congestion mark (CE, RFC 3168) of a packet that says its transport is capable of ECN; `false` if it does
+/// not, or bears the mark already.
+pub(crate) fn mark_congestion(packet: &mut [u8]) -> bool {
+    const CE: u8 = 0b11;
+    let Some(header) = Header::parse(packet) else { return false };
+    let v4 = header.source.is_ipv4();
+    // IPv4: the low bits of the second byte; IPv6: in the middle of it.
+    let shift = if v4 { 0 } else { 4 };
+    let ecn = packet[1] >> shift & CE;
+    if ecn == 0 || ecn == CE {
+        return false;
+    }
+    packet[1] |= CE << shift;
+    if v4 {
+        packet[10..12].fill(0);
+        let sum = checksum(&[&packet[..header.transport]]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    true
+}
+
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
@@ -286,6 +307,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_congestion_mark_is_set_where_the_transport_is_capable_of_it() {
+        for (from, to, shift) in [("198.18.0.1:1000", "198.18.0.2:80", 0), ("[fd00::1]:1", "[fd00::2]:2", 4)]
+        {
+            for (ecn, marked) in [(0, false), (1, true), (2, true), (3, false)] {
+                let mut packet = syn(from, to);
+                packet[1] |= ecn << shift;
+                let before = packet.clone();
+                assert_eq!(mark_congestion(&mut packet), marked, "{ecn}");
+                assert_eq!(packet[1] >> shift & 3, if marked { 3 } else { ecn });
+                assert_eq!(packet == before, !marked);
+                if marked && shift == 0 {
+                    assert_eq!(checksum(&[&packet[..IPV4_HEADER]]), 0, "a right checksum sums up to zero");
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn no_packet_makes_the_parsers_panic(mut packet in prop::collection::vec(any::<u8>(), 0..120), random: u64) {
@@ -293,6 +332,7 @@ mod tests {
                 *first = (*first & 0x0f) | if random % 2 == 0 { 0x40 } else { 0x60 };
             }
             let _ = (Segment::parse(&packet), reset_for(&packet), unreachable_for(&packet, 1));
+            let _ = mark_congestion(&mut packet.clone());
             let before = packet.clone();
             let flipped = flip_bit(&mut packet, random);
             let distance: u32 = before.iter().zip(&packet).map(|(a, b)| (a ^ b).count_ones()).sum();

@@ -1,6 +1,6 @@
 //! Second witnesses: what `ss` says of sockets, and what the kernel counted in a namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::Command;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::netns::Netns;
 use crate::process::{output, require};
 
-/// A TCP socket as `ss -tinpHe` shows it. What `ss` did not show is `None`.
+/// A TCP socket as `ss -tinmpHe` shows it. What `ss` did not show is `None`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Socket {
     /// As `ss` names it: `ESTAB`, `LISTEN`, `SYN-SENT`, `TIME-WAIT`.
@@ -29,8 +29,10 @@ pub struct Socket {
     pub cgroup: Option<String>,
     /// Processes that have it open: name and pid.
     pub processes: Vec<(String, u32)>,
-    /// All `key:value` items, such as `rto`, `segs_out`, `bytes_retrans`.
+    /// All `key:value` items, such as `rto`, `segs_out`, `bytes_retrans`, and rates: `pacing_rate 800bps`.
     pub items: BTreeMap<String, String>,
+    /// Words of their own, such as `ecn`, `sack`, `cubic`.
+    pub flags: BTreeSet<String>,
 }
 
 impl Socket {
@@ -79,6 +81,25 @@ impl Socket {
         self.items.get("cwnd")?.parse().ok()
     }
 
+    /// A time that `ss` shows in milliseconds, maybe with its share, such as `rwnd_limited:96ms(50.0%)`; 0 is not
+    /// shown by `ss`.
+    pub fn ms(&self, key: &str) -> u64 {
+        let text = self.items.get(key).and_then(|value| value.split("ms").next());
+        text.and_then(|ms| ms.parse().ok()).unwrap_or(0)
+    }
+
+    /// A rate, in bytes per second. Its limit, which may follow, is left out.
+    pub fn bytes_per_s(&self, key: &str) -> Option<u64> {
+        let rate = self.items.get(key)?.split('/').next()?;
+        rate.strip_suffix("bps")?.parse::<u64>().ok().map(|bits| bits / 8)
+    }
+
+    /// Packets that the socket turned away (`d` of `skmem`); of a listener SYNs and completed handshakes.
+    pub fn drops(&self) -> Option<u64> {
+        let memory = self.items.get("skmem")?.trim_matches(['(', ')']);
+        memory.split(',').find_map(|item| item.strip_prefix('d'))?.parse().ok()
+    }
+
     /// A counter; `ss` leaves out those that are zero.
     pub fn count(&self, key: &str) -> u64 {
         self.items.get(key).and_then(|value| value.parse().ok()).unwrap_or(0)
@@ -89,11 +110,11 @@ impl Socket {
 /// `["state", "established", "dport", "=", ":80"]`. Without one: all but listeners.
 pub fn sockets(netns: &Netns, filter: &[&str]) -> Result<Vec<Socket>> {
     require("ss", "iproute2")?;
-    let mut command = netns.wrap(Command::new("ss").args(["-tinpHeO"]).args(filter));
+    let mut command = netns.wrap(Command::new("ss").args(["-tinmpHeO"]).args(filter));
     parse_ss(&output(&mut command)?)
 }
 
-/// Parses the output of `ss -tinpHe`, one socket on one line (`-O`) or with its details on a
+/// Parses the output of `ss -tinmpHe`, one socket on one line (`-O`) or with its details on a
 /// second, indented line. An error names the line that is not of that format.
 pub fn parse_ss(text: &str) -> Result<Vec<Socket>> {
     let mut joined: Vec<String> = Vec::new();
@@ -129,9 +150,20 @@ fn socket(line: &str) -> Result<Socket> {
         cgroup: None,
         processes: Vec::new(),
         items: BTreeMap::new(),
+        flags: BTreeSet::new(),
     };
+    let mut before = "";
     for word in words {
-        let Some((key, value)) = word.split_once(':') else { continue };
+        let name = std::mem::replace(&mut before, word);
+        let Some((key, value)) = word.split_once(':') else {
+            if word.ends_with("bps") {
+                socket.flags.remove(name);
+                socket.items.insert(name.to_owned(), word.to_owned());
+            } else {
+                socket.flags.insert(word.to_owned());
+            }
+            continue;
+        };
         match key {
             "users" => socket.processes = processes(value),
             "sk" => socket.cookie = u64::from_str_radix(value, 16).ok(),
@@ -242,7 +274,10 @@ mod tests {
     const ESTABLISHED: &str = "ESTAB 0 5 198.18.0.1:44444 198.18.0.2:80 users:((\"nc\",pid=12,fd=3),\
         (\"nc\",pid=13,fd=3)) ino:99 sk:1a2b cgroup:/docker/ab <-> ts sack cubic wscale:7,7 rto:304 \
         rtt:100.5/0.25 ato:40 mss:1448 cwnd:10 ssthresh:7 bytes_sent:300 bytes_retrans:100 \
-        bytes_acked:101 bytes_received:7 segs_out:4 send 1.15Mbps retrans:0/2 minrtt:100.1";
+        bytes_acked:101 bytes_received:7 segs_out:4 send 1152000bps \
+        pacing_rate 2304000bps/8000000bps \
+        delivery_rate 800bps ecn busy:1200ms rwnd_limited:96ms(8.0%) retrans:0/2 minrtt:100.1 \
+        skmem:(r0,rb131072,t0,tb87040,f0,w5,o0,bl0,d3)";
 
     #[test]
     fn an_established_connection_is_read() {
@@ -258,6 +293,13 @@ mod tests {
         );
         assert_eq!((socket.bytes_sent(), socket.bytes_acked(), socket.bytes_received()), (300, 101, 7));
         assert_eq!((socket.retransmits(), socket.cwnd(), socket.count("segs_out")), (2, Some(10), 4));
+        assert_eq!(
+            (socket.ms("busy"), socket.ms("rwnd_limited"), socket.ms("sndbuf_limited")),
+            (1200, 96, 0)
+        );
+        let rates = ["pacing_rate", "delivery_rate", "absent"].map(|rate| socket.bytes_per_s(rate));
+        assert_eq!((rates, socket.drops()), ([Some(288_000), Some(100), None], Some(3)));
+        assert_eq!(socket.flags, ["<->", "cubic", "ecn", "sack", "ts"].map(str::to_owned).into());
     }
 
     #[test]

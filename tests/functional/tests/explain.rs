@@ -51,7 +51,8 @@ fn who_does_not_read_and_who_does_not_accept_is_told() {
             let (idle_too, _) = listener.accept()?;
             // As much as goes in, and what does not waits.
             full.set_nonblocking(true)?;
-            while full.write(&[0; 65536]).is_ok() {}
+            let much = vec![0; 65536];
+            while full.write(&much).is_ok() {}
             // The kernel makes it 128; that many and one more fit.
             let waiting: Vec<_> = (0..129).map(|_| TcpStream::connect(to)).collect::<Result<_, _>>()?;
             // Its SYN is turned away.

@@ -13,7 +13,7 @@ use tun_rs::SyncDevice;
 
 use super::impairment::{Fate, Impairer};
 use super::{Counters, Filter, Verdict};
-use crate::packet::{Header, flip_bit};
+use crate::packet::{Header, flip_bit, mark_congestion};
 use crate::process::lock;
 
 /// Packets taken before looking again at what is due: bounds how late a due packet can be.
@@ -169,6 +169,9 @@ fn changed(control: &mut Control, packet: &[u8], fate: &Fate) -> Vec<u8> {
         && flip_bit(&mut packet, random)
     {
         control.counters.corrupted += 1;
+    }
+    if fate.mark && mark_congestion(&mut packet) {
+        control.counters.marked += 1;
     }
     packet
 }

@@ -22,6 +22,8 @@ pub struct Impairment {
     pub reorder: f64,
     /// Probability that one bit is flipped behind the headers (see [`crate::packet`]).
     pub corrupt: f64,
+    /// Probability that a packet of an ECN-capable transport gets a congestion mark (CE).
+    pub mark: f64,
     /// Where the random sequence starts. The two directions draw different sequences from it.
     pub seed: u64,
     /// Bytes (whole IP packets) that leave per second; unlimited if `None`.
@@ -41,6 +43,7 @@ pub(super) struct Fate {
     pub(super) hold_back: bool,
     /// A random number to choose the bit by, if one is to be flipped.
     pub(super) corrupt: Option<u64>,
+    pub(super) mark: bool,
     pub(super) jitter: Duration,
 }
 
@@ -67,6 +70,8 @@ impl SplitMix64 {
 pub(super) struct Impairer {
     impairment: Impairment,
     random: SplitMix64,
+    /// Beside the rest: what a seed does to packets is the same with and without marks.
+    marks: SplitMix64,
     /// When the last byte admitted so far will have left.
     line_free: Option<Instant>,
     /// When the last packet that keeps its place will arrive.
@@ -76,8 +81,9 @@ pub(super) struct Impairer {
 impl Impairer {
     /// `stream` tells the two directions of a path with one seed apart.
     pub(super) fn new(impairment: Impairment, stream: u64) -> Self {
-        let random = SplitMix64(SplitMix64(impairment.seed ^ (stream << 32)).next());
-        Self { impairment, random, line_free: None, last_due: None }
+        let mut seeds = SplitMix64(impairment.seed ^ (stream << 32));
+        let [random, marks] = [seeds.next(), seeds.next()].map(SplitMix64);
+        Self { impairment, random, marks, line_free: None, last_due: None }
     }
 
     /// Changes what happens from now on; the random sequence and the queue go on.
@@ -92,7 +98,8 @@ impl Impairer {
         let (hold_back, corrupt) = (chance(reorder), chance(corrupt));
         let bit = self.random.next();
         let jitter = jitter.mul_f64(self.random.fraction());
-        Fate { drop, duplicate, hold_back, corrupt: corrupt.then_some(bit), jitter }
+        let mark = self.marks.fraction() < self.impairment.mark;
+        Fate { drop, duplicate, hold_back, corrupt: corrupt.then_some(bit), mark, jitter }
     }
 
     /// When a packet of `length` bytes that comes now is through; `None` if the queue is full.
@@ -145,7 +152,7 @@ mod tests {
     #[test]
     fn a_further_impairment_does_not_change_which_packets_are_lost() {
         let lost = |impairment| fates(impairment, 0).iter().map(|fate| fate.drop).collect::<Vec<_>>();
-        let more = Impairment { duplicate: 0.5, corrupt: 0.5, ..lossy(1) };
+        let more = Impairment { duplicate: 0.5, corrupt: 0.5, mark: 0.5, ..lossy(1) };
         assert_eq!(lost(lossy(1)), lost(more));
     }
 

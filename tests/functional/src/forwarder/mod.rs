@@ -1,4 +1,4 @@
-//! A path between two namespaces that delays, loses, duplicates, reorders, corrupts, or is slow.
+//! A path between two namespaces that delays, loses, duplicates, reorders, corrupts, marks, or is slow.
 //!
 //! Each namespace gets a TUN device; a thread per direction carries packets from one to the other
 //! in user space. Unlike `netem`, it needs no kernel module, can be told to pick packets (drop
@@ -90,6 +90,8 @@ pub struct Counters {
     pub held_back: u64,
     /// With a bit flipped.
     pub corrupted: u64,
+    /// Given a congestion mark, duplicates not counted.
+    pub marked: u64,
     /// Multicast (router solicitations, group reports), never forwarded.
     pub ignored: u64,
     /// Refused by the receiving device.
