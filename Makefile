@@ -16,7 +16,7 @@ check: ## what needs no root: format, lints, dependencies, API documentation, un
 	@tools/test.sh check
 
 test-vm: ## tcptide on Debian's kernels in virtual machines (x86-64, no root); ARGS="6.1 newest", or --write for docs/kernels.md
-	@cargo run --locked --quiet -p vm -- $(ARGS)
+	@tools/vm.sh $(ARGS)
 
 bench: ## what tcptide costs, as root, in three minutes; ARGS=--help tells how to vary it
 	@cargo build --locked --release -p tcptide -p functional -p bench

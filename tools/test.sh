@@ -62,22 +62,6 @@ functional() {
     step "make run" run_unattended
 }
 
-# Debian's kernels in virtual machines.
-kernels() {
-    local missing
-    missing=$(missing_packages 1 <<<"$(vm_needs)" | paste -sd ' ')
-    if [[ $(uname -m) != x86_64 ]] || ! command -v apt-get >/dev/null; then
-        not_run+=("the kernel matrix (\`make test-vm\`), which has kernels for x86-64 through apt")
-    elif [[ -n $missing ]] && ! is_root; then
-        not_run+=("the kernel matrix (\`make test-vm\`), which needs the packages $missing")
-    else
-        step "tools of the kernel matrix" install_vm_tools
-        step "kernel matrix" make test-vm
-    fi
-}
-
-install_vm_tools() { vm_needs | without_services install_missing; }
-
 install_test_tools() { test_needs | without_services install_missing; }
 
 # As it runs where nobody watches: stdout is no terminal.
@@ -85,10 +69,7 @@ run_unattended() { tools/run.sh </dev/null | cat; }
 
 step "what building needs" prepare
 check
-if [[ ${1:-} != check ]]; then
-    functional
-    kernels
-fi
+[[ ${1:-} == check ]] || functional
 if [[ ${#not_run[@]} != 0 && ${CI:-} == true ]]; then
     current="CI has to run everything"
     exit 1

@@ -6,7 +6,7 @@
 //! * [`connection`]: one connection as people and programs meet it
 //! * [`histogram`]: bucketed distributions and their quantiles
 //! * [`container`]: a cgroup path to the container it belongs to
-//! * [`drop`]: why packets are dropped
+//! * [`mod@drop`]: why packets are dropped
 //! * [`explain`]: what holds a connection back
 //! * [`filter`]: which connections a person asked for
 //! * [`metrics`]: the table of every metric
