@@ -418,7 +418,8 @@ pub struct Queues {
     pub limit: u32,
     /// Half-open: `request_sock_queue.qlen`.
     pub syn: u32,
-    /// SYNs and completed handshakes turned away since it listens: `sock.sk_drops`.
+    /// Packets turned away since it listens: `sock.sk_drops`. SYNs, last segments of handshakes (each may count twice), and
+    /// SYNs that came again: more than `ListenDrops` of the kernel's own.
     pub drops: u32,
 }
 

@@ -156,7 +156,7 @@ table! {
         read: |t, walk| Reading::One(if t.walk == walk { t.accept_limit.into() } else { 0 })
     }
     "tcptide_listen_drops_total" Counter {
-        help: "SYNs and completed handshakes that listeners turned away, most often for a full accept queue.",
+        help: "Packets that listeners turned away, most often for a full accept queue: SYNs, last segments of handshakes (each may count twice), and SYNs that came again. More than the kernel's ListenDrops.",
         source: "sock.sk_drops",
         program: "walk", fields: [listen_drops], read: |t, _| Reading::One(t.listen_drops)
     }

@@ -493,11 +493,15 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->ssthresh = tp->snd_ssthresh;
 	c->send_window = tp->snd_wnd;
 	c->receive_window = tp->rcv_wnd;
+	/* Sequence numbers count a FIN: the peer's when it has come, the own when it is to be sent. */
 	c->unread = tp->rcv_nxt - tp->copied_seq;
+	c->unread -= c->unread && is_flagged(sk, SOCK_DONE);
 	c->unsent = tp->write_seq - tp->snd_nxt;
+	c->unsent -= c->unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING);
 	c->accept_limit = 0;
 	c->drops = sk->sk_drops.counter;
-	c->ecn = BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;
+	/* In SYN_SENT it was only asked for. */
+	c->ecn = state != TCP_SYN_SENT && BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;
 	local_address(sk, c->local_address);
 	peer_address(sk, c->peer_address);
 	c->local_port = local_port(tp);

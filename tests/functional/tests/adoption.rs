@@ -218,9 +218,14 @@ fn an_orphan_that_has_not_sent_all_is_there_and_is_counted_to_its_end() {
         let local = orphan.local_addr().unwrap();
         let written = fill(&orphan);
         drop(orphan);
-        let seen = wait_until("the orphan", Duration::from_secs(5), || {
-            let all = sockets(&netns, &["state", "fin-wait-1"])?;
-            Ok(all.into_iter().next())
+        // What the window still takes goes out with the persist timer: it stands still after that.
+        let orphan = || sockets(&netns, &["state", "fin-wait-1"]).map(|all| all.into_iter().next());
+        let seen = wait_until("the orphan, and it has sent all it may", Duration::from_secs(10), || {
+            let earlier = orphan()?;
+            thread::sleep(Duration::from_millis(500));
+            let later = orphan()?;
+            let sent = |socket: &Option<Socket>| socket.as_ref().map(Socket::bytes_sent);
+            Ok(later.clone().filter(|_| sent(&earlier) == sent(&later)))
         })
         .unwrap();
         let unsent = seen.count("notsent");

@@ -167,6 +167,7 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 		return 0;
 	progress = progress_of(tp);
 	if (!walk_rows && wants_totals && progress == seen->progress && !seen->rtt_sum_us && state != TCP_LISTEN &&
+	    tp->snd_wnd && tp->rcv_wnd &&
 	    !BPF_CORE_READ_BITFIELD(tp, chrono_type)) {
 		walk_seen++;
 		t = totals_of(seen->cgroup_id);
