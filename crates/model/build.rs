@@ -97,6 +97,8 @@ fn member(kind: &str, field: &str) -> Option<(String, String)> {
         "REASONS" => "reason::REASONS".to_owned(),
         "LIMITS" => "limit::LIMITS".to_owned(),
         "WINDOWS" => "window::WINDOWS".to_owned(),
+        "CONGESTIONS" => "congestion::CONGESTIONS".to_owned(),
+        "FAST_OPENS" => "fast_open::FAST_OPENS".to_owned(),
         "RETRANSMITS" => "retransmit::RETRANSMITS".to_owned(),
         other => other.to_owned(),
     };

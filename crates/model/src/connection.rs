@@ -15,7 +15,7 @@ use crate::{
     drop,
     filter::Subject,
     histogram::{Histogram, Scale},
-    record::{self, direction, event, limit, reason, retransmit, window},
+    record::{self, congestion, direction, event, fast_open, limit, reason, retransmit, window},
 };
 
 /// What the kernel's monotonic clock showed at a known time.
@@ -136,6 +136,20 @@ pub const STATE_NAMES: [Option<&str>; record::STATES] = [
     None,
 ];
 
+/// The states that resets have, by the same numbers: 0 is for no socket.
+pub const RESET_STATE_NAMES: [&str; record::STATES] = {
+    let mut names = ["none"; record::STATES];
+    let mut i = 1;
+    while i < names.len() {
+        names[i] = match STATE_NAMES[i] {
+            Some(name) => name,
+            None => "half_open",
+        };
+        i += 1;
+    }
+    names
+};
+
 /// `TCP_INFINITE_SSTHRESH`.
 const NO_SSTHRESH: u32 = 0x7fff_ffff;
 
@@ -153,11 +167,16 @@ pub const REASON_NAMES: [&str; reason::REASONS] = [
     "canceled",
     "address_unavailable",
     "error",
+    "orphaned",
 ];
 
 /// Kinds of retransmission, by [`record::retransmit`].
 pub const RETRANSMIT_NAMES: [&str; retransmit::RETRANSMITS] =
     ["rto", "tlp", "fast", "syn", "synack", "other"];
+
+/// What became of TCP Fast Open, by [`record::fast_open`]; `None`: it was not tried.
+pub const FAST_OPEN_NAMES: [Option<&str>; fast_open::FAST_OPENS] =
+    [None, Some("used"), Some("no_cookie"), Some("not_taken"), Some("syn_lost")];
 
 /// Congestion avoidance states, by `enum tcp_ca_state`.
 const CA_STATE_NAMES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "loss"];
@@ -206,6 +225,11 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_false(b: &bool) -> bool {
+    !*b
+}
+
 /// Round-trip time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rtt {
@@ -252,13 +276,48 @@ pub struct Path {
     pub ce_marked: Option<u32>,
 }
 
-/// Times that a receive window was seen closed.
+/// Times that a receive window was seen closed, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ZeroWindows {
     /// The peer's: it does not read what it is sent.
     pub peer: u32,
+    /// Time that it was closed, us, to a tick of the kernel's clock; 4294967295: as long or longer.
+    pub peer_us: u32,
     /// The own: this side's application does not read. Seen when a segment arrives meanwhile, or at a look.
     pub own: u32,
+    /// Time that it was closed, as above.
+    pub own_us: u32,
+}
+
+/// A congestion avoidance state's share of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CongestionState {
+    /// Times that it was entered.
+    pub entered: u32,
+    /// Time in it, us, up to when it was left last; 4294967295: as long or longer.
+    pub us: u32,
+}
+
+/// Congestion avoidance states other than open: `tcp_cong_state_set`, since Linux 5.19.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CongestionStates {
+    /// Something arrived out of order, or is missing.
+    pub disorder: CongestionState,
+    /// The window is made smaller, for a congestion mark or a local queue.
+    pub cwr: CongestionState,
+    /// What was lost is sent again.
+    pub recovery: CongestionState,
+    /// The retransmission timer has expired.
+    pub loss: CongestionState,
+}
+
+/// How long received data waited until the application read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReadDelay {
+    /// Times that there was something to read after nothing had been.
+    pub times: u32,
+    /// From each of these to the next read, us, added up.
+    pub total_us: u64,
 }
 
 /// What lies in buffers, and how much the receivers would take.
@@ -302,6 +361,12 @@ pub struct Before {
     pub segments_in: u32,
     /// Segments sent again.
     pub retransmits: u32,
+    /// Segments that the sender held for lost.
+    pub lost: u32,
+    /// Segments that arrived more than once.
+    pub duplicates: u32,
+    /// Times that segments were found to arrive in another order.
+    pub reorderings: u32,
 }
 
 /// One connection at one moment.
@@ -338,10 +403,30 @@ pub struct Connection {
     /// From the first SYN to the completed handshake; active side only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_us: Option<u64>,
+    /// From the SYN received to the completed handshake; passive side only. Absent after a SYN cookie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<u32>,
+    /// From the completed handshake to `accept()`; passive side only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_wait_us: Option<u32>,
+    /// Whether it was no more than that: the kernel takes no program at `accept()`, and so it is the time until the
+    /// connection was first seen in use.
+    #[serde(skip_serializing_if = "is_false")]
+    pub accept_wait_is_bound: bool,
+    /// Whether it still waits for that.
+    #[serde(skip_serializing_if = "is_false")]
+    pub waits_for_accept: bool,
     /// From the completed handshake to the first payload received. Absent before that, and where the payload came with
     /// the handshake.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_byte_us: Option<u32>,
+    /// From the last data sent to the next data received, the latest of these times: an answer, as far as TCP can tell.
+    /// Active side only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_us: Option<u32>,
+    /// How long received data waited to be read; absent where that was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_delay: Option<ReadDelay>,
     /// From the opening to the end, or to now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
@@ -380,6 +465,9 @@ pub struct Connection {
     /// Congestion avoidance state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_state: Option<&'static str>,
+    /// The states other than open; absent before Linux 5.19, and where only a single look was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion_states: Option<CongestionStates>,
     /// Reordering that the connection reckons with, segments.
     pub reordering: u32,
     /// What became of segments on their way.
@@ -392,8 +480,17 @@ pub struct Connection {
     /// What lies in buffers; absent for a listener.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffered: Option<Buffered>,
+    /// Packets that the socket has turned away since it was made, most often what it had already: `sock.sk_drops`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped_packets: Option<u32>,
     /// Whether both ends agreed on ECN.
     pub ecn: bool,
+    /// What became of TCP Fast Open, one of [`FAST_OPEN_NAMES`]; absent where it was not tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_open: Option<&'static str>,
+    /// Which MPTCP connection this is a subflow of: the token that `ss -M -i` shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mptcp_token: Option<String>,
     /// What a retransmit ([`RETRANSMIT_NAMES`]), a reset (`sent`, `received`), a drop ([`drop::NAMES`]) or a closed
     /// window (`peer`, `own`) was.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -421,6 +518,10 @@ pub struct Queues {
     /// Packets turned away since it listens: `sock.sk_drops`. SYNs, last segments of handshakes (each may count twice), and
     /// SYNs that came again: more than `ListenDrops` of the kernel's own.
     pub drops: u32,
+    /// Times that the accept queue was full when somebody came, SYNs and last segments of handshakes, since the opening or
+    /// the adoption. Absent where the kernel takes no such program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overflows: Option<u32>,
 }
 
 impl Connection {
@@ -445,7 +546,13 @@ impl Connection {
             peer: peer(r),
             opened_at: (r.opened_ns != 0).then(|| clock.time(r.opened_ns)),
             connect_us: connect_us(r),
+            handshake_us: (r.handshake_us != 0).then_some(r.handshake_us),
+            accept_wait_us: (r.accept_wait_us != 0).then_some(r.accept_wait_us),
+            accept_wait_is_bound: r.accept_wait_us != 0 && flag(record::FLAG_ACCEPT_BOUND),
+            waits_for_accept: waits_for_accept(r),
             first_byte_us: (r.first_byte_us != 0).then_some(r.first_byte_us),
+            response_us: (r.response_us != 0).then_some(r.response_us),
+            read_delay: is_seen(r.reads).then_some(ReadDelay { times: r.reads, total_us: r.read_delay_us }),
             duration_us: (r.opened_ns != 0).then(|| r.time_ns.saturating_sub(r.opened_ns) / 1000),
             sent_bytes: r.since.sent_bytes,
             acked_bytes: r.since.acked_bytes,
@@ -461,6 +568,7 @@ impl Connection {
             mss: r.mss,
             congestion: Some(text(&r.congestion)).filter(|name| !name.is_empty()),
             ca_state: CA_STATE_NAMES.get(usize::from(r.ca_state)).copied(),
+            congestion_states: congestion_states(r),
             reordering: r.reordering,
             path: Path {
                 lost: r.since.lost,
@@ -480,7 +588,10 @@ impl Connection {
                 send_window: r.send_window,
                 receive_window: r.receive_window,
             }),
+            dropped_packets: (r.state != LISTEN).then_some(r.drops),
             ecn: r.ecn != 0,
+            fast_open: FAST_OPEN_NAMES.get(usize::from(r.fast_open)).copied().flatten(),
+            mptcp_token: (r.mptcp_token != 0).then(|| format!("{:08x}", r.mptcp_token)),
             kind: event.and_then(|event| kind(event, r.detail)),
             close: close(r, event),
             before: preexisting.then_some(Before {
@@ -490,12 +601,16 @@ impl Connection {
                 segments_out: r.before.segments_out,
                 segments_in: r.before.segments_in,
                 retransmits: r.before.retransmits,
+                lost: r.before.lost,
+                duplicates: r.before.duplicates,
+                reorderings: r.before.reorderings,
             }),
             queues: (r.state == LISTEN).then_some(Queues {
                 accept: r.accept_queue,
                 limit: r.accept_limit,
                 syn: r.syn_queue,
                 drops: r.drops,
+                overflows: is_seen(r.overflows).then_some(r.overflows),
             }),
         }
     }
@@ -547,11 +662,35 @@ pub fn rtt(r: &record::Connection) -> Option<Rtt> {
     })
 }
 
+/// Whether the peer's connect is done and this side's application has not taken it: ESTABLISHED or CLOSE_WAIT, and no
+/// process holds it.
+pub fn waits_for_accept(r: &record::Connection) -> bool {
+    matches!(r.state, 1 | 8) && r.flags & record::FLAG_UNHELD != 0
+}
+
+/// Whether somebody watched for what is counted here.
+fn is_seen(count: u32) -> bool {
+    count as usize != record::NOT_SEEN
+}
+
 fn zero_windows(r: &record::Connection) -> Option<ZeroWindows> {
-    let seen = r.zero_windows.iter().all(|&times| times as usize != record::NOT_SEEN);
-    seen.then(|| ZeroWindows {
-        peer: r.zero_windows[window::WINDOW_PEER],
-        own: r.zero_windows[window::WINDOW_OWN],
+    let [peer, own] = [window::WINDOW_PEER, window::WINDOW_OWN];
+    r.zero_windows.iter().copied().all(is_seen).then(|| ZeroWindows {
+        peer: r.zero_windows[peer],
+        peer_us: r.zero_window_us[peer],
+        own: r.zero_windows[own],
+        own_us: r.zero_window_us[own],
+    })
+}
+
+fn congestion_states(r: &record::Connection) -> Option<CongestionStates> {
+    let state =
+        |which: usize| CongestionState { entered: r.congestion_entered[which], us: r.congestion_us[which] };
+    (r.state != LISTEN && r.congestion_entered.iter().copied().all(is_seen)).then(|| CongestionStates {
+        disorder: state(congestion::CONGESTION_DISORDER),
+        cwr: state(congestion::CONGESTION_CWR),
+        recovery: state(congestion::CONGESTION_RECOVERY),
+        loss: state(congestion::CONGESTION_LOSS),
     })
 }
 

@@ -6,8 +6,8 @@
 use serde::Serialize;
 
 use crate::{
-    connection::LISTEN,
-    record::{Connection, limit, retransmit, window},
+    connection::{LISTEN, waits_for_accept},
+    record::{Connection, NOT_SEEN, limit, retransmit, window},
 };
 
 /// The kernel's number of the SYN_SENT state.
@@ -68,6 +68,7 @@ pub fn explain(before: Option<&Connection>, after: &Connection, interval_us: u64
             change.network_loss(),
             change.receiver_slow(),
             change.slow_to_read(),
+            change.not_accepted(),
             change.network_delay(),
             change.send_buffer(),
         ];
@@ -152,6 +153,11 @@ impl<'a> Change<'a> {
     }
 
     fn slow_to_read(&self) -> Option<Verdict> {
+        self.left_unread().or_else(|| self.read_late())
+    }
+
+    /// Data that lay there at both looks.
+    fn left_unread(&self) -> Option<Verdict> {
         let unread = self.standing(|c| c.unread);
         let after = self.after;
         let room = u64::from(after.unread) + u64::from(after.receive_window);
@@ -164,6 +170,33 @@ impl<'a> Change<'a> {
                 "{unread} bytes lay unread at both looks, {:.0} % of the receive window{}",
                 share.min(1.0) * 100.0,
                 closings(closed, after.receive_window)
+            ),
+        })
+    }
+
+    /// Data that was read, and had to wait for it.
+    fn read_late(&self) -> Option<Verdict> {
+        let times = self.grown(|c| if c.reads as usize == NOT_SEEN { 0 } else { c.reads });
+        let share = self.time_share(|c| c.read_delay_us);
+        let each_ms = share * self.interval_us / f64::from(times.max(1)) / 1e3;
+        (times > 0 && share >= LIMITING).then(|| Verdict {
+            cause: Cause::SlowToRead,
+            share,
+            because: format!(
+                "{:.0} % of the time data waited to be read, {times} times, {each_ms:.1} ms each",
+                share * 100.0
+            ),
+        })
+    }
+
+    fn not_accepted(&self) -> Option<Verdict> {
+        let waits = waits_for_accept(self.after) && self.before.is_some_and(waits_for_accept);
+        waits.then(|| Verdict {
+            cause: Cause::SlowToAccept,
+            share: 1.0,
+            because: format!(
+                "nobody has accepted it in the {:.1} s between the looks",
+                self.interval_us / 1e6
             ),
         })
     }
@@ -247,6 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::FLAG_UNHELD;
 
     const SECOND: u64 = 1_000_000;
 
@@ -289,6 +323,15 @@ mod tests {
         let unread = Connection { unread: 60_000, receive_window: 5_000, ..connection() };
         assert_eq!(explain(Some(&unread), &unread, SECOND)[0].cause, Cause::SlowToRead);
         assert_eq!(causes(&unread), [Cause::NothingToSend], "it may just have arrived");
+
+        let late = Connection { reads: 4, read_delay_us: 600_000, ..connection() };
+        assert_eq!(causes(&late), [Cause::SlowToRead]);
+        let at_once = Connection { reads: 4000, read_delay_us: 100_000, ..connection() };
+        assert_eq!(causes(&at_once), [Cause::NothingToSend]);
+
+        let waiting = Connection { flags: FLAG_UNHELD, ..connection() };
+        assert_eq!(explain(Some(&waiting), &waiting, SECOND)[0].cause, Cause::SlowToAccept);
+        assert_eq!(causes(&waiting), [Cause::NothingToSend], "it may just have come");
 
         let mut asking = Connection { state: SYN_SENT, ..connection() };
         asking.retransmits_by_kind[retransmit::RETRANSMIT_SYN] = 2;

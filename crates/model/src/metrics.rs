@@ -6,10 +6,10 @@
 use std::fmt::Write as _;
 
 use crate::{
-    connection::{REASON_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
+    connection::{FAST_OPEN_NAMES, REASON_NAMES, RESET_STATE_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
     drop,
     histogram::{Histogram, Scale},
-    record::Totals,
+    record::{Totals, congestion},
 };
 
 /// The Prometheus type.
@@ -81,14 +81,17 @@ pub struct Metric {
     pub name: &'static str,
     /// Its type.
     pub kind: Kind,
-    /// The label that it has beside `container pod namespace`.
-    pub label: Option<Label>,
+    /// The labels that it has beside `container pod namespace`. With two, the readings of the second's values stand
+    /// together for each of the first's.
+    pub labels: &'static [Label],
     /// What it counts, and its unit.
     pub help: &'static str,
     /// Where the kernel keeps it.
     pub source: &'static str,
     /// The BPF program that feeds it: where that does not run, the metric is absent.
     pub program: &'static str,
+    /// The BPF program that feeds a better one: where that runs, this metric is absent.
+    pub unless: Option<&'static str>,
     /// Reads it. Connections by state hold for the walk with that number only.
     pub read: fn(&Totals, walk: u32) -> Reading,
 }
@@ -97,19 +100,19 @@ pub struct Metric {
 pub const OWNER_LABELS: [&str; 3] = ["container", "pod", "namespace"];
 
 macro_rules! table {
-    ($($name:literal $kind:ident $([$label:expr])? { help: $help:literal, source: $source:literal,
-        program: $program:literal, fields: [$($field:ident),+], read: $read:expr })*) => {
+    ($($name:literal $kind:ident $([$($label:expr),+])? { help: $help:literal, source: $source:literal,
+        program: $program:literal, $(unless: $unless:literal,)? fields: [$($field:ident),*], read: $read:expr })*) => {
         /// One row for each metric of a container.
         pub const METRICS: &[Metric] = &[$(Metric {
-            name: $name, kind: Kind::$kind, label: table!(@label $($label)?), help: $help, source: $source,
-            program: $program, read: $read,
+            name: $name, kind: Kind::$kind, labels: &[$($($label),+)?], help: $help, source: $source,
+            program: $program, unless: table!(@unless $($unless)?), read: $read,
         }),*];
 
         /// Fails to compile when a field of the record has no row.
-        const _: fn(&Totals) = |totals| { let Totals { $($($field: _),+),* } = totals; };
+        const _: fn(&Totals) = |totals| { let Totals { $($($field: _,)*)* } = totals; };
     };
-    (@label) => { None };
-    (@label $label:expr) => { Some($label) };
+    (@unless) => { None };
+    (@unless $program:literal) => { Some($program) };
 }
 
 table! {
@@ -130,6 +133,36 @@ table! {
         source: "tcp_probe: first segment with payload",
         program: "rtt", fields: [first_byte, first_byte_sum_us],
         read: |t, _| distribution(&Scale::CONNECT, &t.first_byte, t.first_byte_sum_us)
+    }
+    "tcptide_response_seconds" Histogram {
+        help: "From the last data sent to the next data received, on connections this container began: at most one sample a millisecond of each connection.",
+        source: "tcp_probe: segment with payload; tcp_sock.tcp_wstamp_ns",
+        program: "rtt", fields: [response, response_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.response, t.response_sum_us)
+    }
+    "tcptide_handshake_duration_seconds" Histogram {
+        help: "From the SYN received to the completed handshake, of connections to this container; not of those made by SYN cookies.",
+        source: "inet_sock_set_state: first tcp_sock.srtt_us; after a SYN-ACK sent again tcp_request_sock.snt_synack",
+        program: "lifecycle", fields: [handshake, handshake_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.handshake, t.handshake_sum_us)
+    }
+    "tcptide_accept_wait_seconds" Histogram {
+        help: "From the completed handshake to accept(), of connections to this container.",
+        source: "inet_csk_accept",
+        program: "accepted", fields: [accept_wait, accept_wait_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait, t.accept_wait_sum_us)
+    }
+    "tcptide_accept_wait_bound_seconds" Histogram {
+        help: "Instead of tcptide_accept_wait_seconds where the kernel takes no program at accept(): an upper bound, from the completed handshake to when the connection was first seen in use: data arriving or read, a look, its end.",
+        source: "sock.sk_socket",
+        program: "lifecycle", unless: "accepted", fields: [],
+        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait, t.accept_wait_sum_us)
+    }
+    "tcptide_read_delay_seconds" Histogram {
+        help: "From data ready to be read to its being read: a slow application, not a slow network. Only with --read-delay.",
+        source: "tcp_probe: segment with payload that nothing waits before; tcp_rcv_space_adjust",
+        program: "used", fields: [read_delay, read_delay_sum_us],
+        read: |t, _| distribution(&Scale::CONNECT, &t.read_delay, t.read_delay_sum_us)
     }
     "tcptide_connection_duration_seconds" Histogram {
         help: "From opening to end, of connections that ended and were seen to open.",
@@ -159,6 +192,11 @@ table! {
         help: "Packets that listeners turned away, most often for a full accept queue: SYNs, last segments of handshakes (each may count twice), and SYNs that came again. More than the kernel's ListenDrops.",
         source: "sock.sk_drops",
         program: "walk", fields: [listen_drops], read: |t, _| Reading::One(t.listen_drops)
+    }
+    "tcptide_listen_overflows_total" Counter {
+        help: "Times that an accept queue was full when somebody came: SYNs, and last segments of handshakes. As the kernel's ListenOverflows.",
+        source: "tcp_conn_request, tcp_v4_syn_recv_sock, tcp_v6_syn_recv_sock",
+        program: "overflow_syn", fields: [listen_overflows], read: |t, _| Reading::One(t.listen_overflows)
     }
     "tcptide_opened_total" Counter [Label { name: "direction", values: &DIRECTIONS }] {
         help: "Connections opened: a connect begun (active), or a handshake completed at a listener (passive).",
@@ -236,6 +274,31 @@ table! {
         source: "tcp_probe and walk: tcp_sock.snd_wnd, rcv_wnd",
         program: "rtt", fields: [zero_windows], read: |t, _| Reading::Each(t.zero_windows.to_vec())
     }
+    "tcptide_zero_window_seconds_total" Counter [Label { name: "of", values: &[Some("peer"), Some("own")] }] {
+        help: "Time that receive windows were closed, to a tick of the kernel's clock.",
+        source: "tcp_probe and walk: tcp_sock.rcv_tstamp, icsk_ack.lrcvtime, tcp_wstamp_ns",
+        program: "rtt", fields: [zero_window_us], read: |t, _| Reading::EachMicroseconds(t.zero_window_us.to_vec())
+    }
+    "tcptide_receive_collapses_total" Counter {
+        help: "Times that segments in a receive buffer were squeezed together to save memory.",
+        source: "tcp_collapse",
+        program: "collapsed", fields: [receive_collapses], read: |t, _| Reading::One(t.receive_collapses)
+    }
+    "tcptide_congestion_entered_total" Counter [Label { name: "state", values: &CONGESTION_STATES }] {
+        help: "Times that connections entered congestion states other than open.",
+        source: "tcp_cong_state_set",
+        program: "congestion", fields: [congestion_entered], read: |t, _| Reading::Each(t.congestion_entered.to_vec())
+    }
+    "tcptide_congestion_seconds_total" Counter [Label { name: "state", values: &CONGESTION_STATES }] {
+        help: "Time that connections were in congestion states other than open, counted when they leave them.",
+        source: "tcp_cong_state_set",
+        program: "congestion", fields: [congestion_us], read: |t, _| Reading::EachMicroseconds(t.congestion_us.to_vec())
+    }
+    "tcptide_fast_open_total" Counter [Label { name: "result", values: &FAST_OPEN_NAMES }] {
+        help: "Ended connections that had tried TCP Fast Open: the data in the SYN was taken (used), there was no cookie yet (no_cookie), the peer did not take it (not_taken), or the SYN had to be sent again (syn_lost).",
+        source: "tcp_sock.syn_data, syn_data_acked, fastopen_client_fail",
+        program: "lifecycle", fields: [fast_open], read: |t, _| Reading::EachSeen(t.fast_open.to_vec())
+    }
     "tcptide_queueing_delay_seconds" Histogram {
         help: "How long segments wait on their way: smoothed RTT less the least one. A sample of each connection that moved since the last look, and one at its end.",
         source: "tcp_sock.srtt_us, rtt_min",
@@ -252,6 +315,14 @@ table! {
         source: "tcp_send_reset, tcp_receive_reset",
         program: "reset_sent", fields: [resets], read: |t, _| Reading::Each(t.resets.to_vec())
     }
+    "tcptide_resets_by_state_total" Counter [
+        Label { name: "direction", values: &[Some("sent"), Some("received")] },
+        Label { name: "state", values: &RESET_STATES }
+    ] {
+        help: "The same by the state that the connection was in. Sent: none is a refusal where nobody listens, listen turns away a half-open connection, the others are aborts. Received: syn_sent is a refusal.",
+        source: "tcp_send_reset, tcp_receive_reset; sock.skc_state",
+        program: "reset_sent", fields: [resets_by_state], read: |t, _| Reading::EachSeen(t.resets_by_state.to_vec())
+    }
 }
 
 fn distribution(scale: &'static Scale, counts: &[u64], sum_us: u64) -> Reading {
@@ -267,7 +338,7 @@ const COUNTED_STATES: [Option<&str>; STATE_NAMES.len()] = {
     states
 };
 
-const CLOSE_REASONS: [Option<&str>; REASON_NAMES.len()] = only(&[0, 1, 2, 3, 5, 8]);
+const CLOSE_REASONS: [Option<&str>; REASON_NAMES.len()] = only(&[0, 1, 2, 3, 5, 8, 9]);
 const FAIL_REASONS: [Option<&str>; REASON_NAMES.len()] = only(&[2, 3, 4, 5, 6, 7, 8]);
 
 /// The reasons that can occur.
@@ -281,6 +352,9 @@ const fn only(which: &[usize]) -> [Option<&'static str>; REASON_NAMES.len()] {
     reasons
 }
 
+const CONGESTION_STATES: [Option<&str>; congestion::CONGESTIONS] =
+    [Some("disorder"), Some("cwr"), Some("recovery"), Some("loss")];
+const RESET_STATES: [Option<&str>; RESET_STATE_NAMES.len()] = all(&RESET_STATE_NAMES);
 const RETRANSMITS: [Option<&str>; RETRANSMIT_NAMES.len()] = all(&RETRANSMIT_NAMES);
 const DROPS: [Option<&str>; drop::NAMES.len()] = all(&drop::NAMES);
 
@@ -357,14 +431,15 @@ pub fn document() -> String {
          a second.\n\n\
          ## Of containers\n\nEach has the labels `container`, `pod` and `namespace`; the last two are empty outside \
          Kubernetes.\n\n\
-         | metric | type | further label | meaning | read from |\n|---|---|---|---|---|\n",
+         | metric | type | further labels | meaning | read from |\n|---|---|---|---|---|\n",
     );
-    for Metric { name, kind, label, help, source, .. } in METRICS {
-        let label = label.map_or(String::new(), |label| {
+    for Metric { name, kind, labels, help, source, .. } in METRICS {
+        let label = |label: &Label| {
             let values: Vec<_> = label.values.iter().flatten().copied().collect();
             format!("`{}`: {}", label.name, values.join(", "))
-        });
-        let _ = writeln!(page, "| `{name}` | {} | {label} | {help} | {source} |", kind.name());
+        };
+        let labels = labels.iter().map(label).collect::<Vec<_>>().join("; ");
+        let _ = writeln!(page, "| `{name}` | {} | {labels} | {help} | {source} |", kind.name());
     }
     page.push_str("\n## Of tcptide itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for OwnMetric { name, kind, labels, help } in OWN_METRICS {
@@ -382,11 +457,13 @@ mod tests {
         for metric in METRICS {
             match (metric.read)(&Totals::default(), 0) {
                 Reading::Each(values) | Reading::EachSeen(values) | Reading::EachMicroseconds(values) => {
-                    let label = metric.label.expect("a label for each value");
-                    assert_eq!(values.len(), label.values.len(), "{}", metric.name);
+                    assert!(!metric.labels.is_empty(), "{}", metric.name);
+                    let combinations =
+                        metric.labels.iter().map(|label| label.values.len()).product::<usize>();
+                    assert_eq!(values.len(), combinations, "{}", metric.name);
                 }
                 Reading::One(_) | Reading::Distribution(_) => {
-                    assert!(metric.label.is_none(), "{}", metric.name);
+                    assert!(metric.labels.is_empty(), "{}", metric.name);
                 }
             }
         }

@@ -15,6 +15,9 @@ const volatile bool retransmit_has_err = false;
 /* 6.11: kfree_skb tells which socket would have received the packet. */
 const volatile bool drop_has_socket = false;
 
+/* 6.10: inet_csk_accept has two arguments, the second a struct with the flags; four before. */
+const volatile bool accept_has_argument = false;
+
 /*
  * A host with cgroup v1 only: sockets carry the root of a hierarchy that nobody uses, so the owner is the
  * task's cgroup in one v1 controller. The controllers' numbers depend on the kernel's configuration.

@@ -141,6 +141,16 @@ static __always_inline __u16 local_port(struct tcp_sock *tp)
 	return port ?: bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
 }
 
+/* The connection of these two ends, or the request for one, at a socket of the same namespace. */
+static __always_inline void name_half_open(struct half_open *key, struct sock *connection, struct sock *sk)
+{
+	local_address(connection, key->local_address);
+	peer_address(connection, key->peer_address);
+	key->local_port = connection->__sk_common.skc_num;
+	key->peer_port = bpf_ntohs(connection->__sk_common.skc_dport);
+	key->netns = sk->__sk_common.skc_net.net->ns.inum;
+}
+
 /* ---- Counters ----------------------------------------------------------------------------------------- */
 
 /* A bit of sk_flags. */
@@ -380,6 +390,56 @@ static __always_inline void count_held(struct sock *sk, __s64 more)
 		__sync_fetch_and_add(n, more);
 }
 
+/* ---- Times -------------------------------------------------------------------------------------------- */
+
+/* The clock of what lasts less than an hour: its low half, and never 0, which says that nothing runs. */
+static __always_inline __u32 clock_us(void)
+{
+	return (bpf_ktime_get_ns() / 1000) ?: 1;
+}
+
+/* a + b, or the highest number: a time that is as long or longer. */
+static __always_inline __u32 add_up(__u32 a, __u32 b)
+{
+	return a + b < a ? ~0U : a + b;
+}
+
+static __always_inline __u32 at_most_32(__u64 us)
+{
+	return us > ~0U ? ~0U : us;
+}
+
+/* A time as a sample of a distribution. */
+#define sample_time(slots, sum, time)                                                                                \
+	do {                                                                                                         \
+		__u64 _us = (time);                                                                                  \
+		__u32 _slot = connect_slot(_us);                                                                     \
+		opaque(_slot);                                                                                       \
+		if (_slot < CONNECT_SLOTS) {                                                                         \
+			count((slots)[_slot], 1);                                                                    \
+			count(sum, _us);                                                                             \
+		}                                                                                                    \
+	} while (0)
+
+/*
+ * An accepted connection was seen in use: it waited until accept() no longer than this. Where nothing tells of accept()
+ * itself.
+ */
+static __always_inline void bound_accept(struct gauge *g)
+{
+	struct totals *t;
+	__u64 us;
+
+	if (sees_accepts || g->accept_wait_us || g->direction != DIRECTION_PASSIVE || !g->established_ns)
+		return;
+	us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
+	g->accept_wait_us = at_most_32(us) ?: 1;
+	g->flags |= FLAG_ACCEPT_BOUND;
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		sample_time(t->accept_wait, t->accept_wait_sum_us, us);
+}
+
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
 
 /*
@@ -388,7 +448,8 @@ static __always_inline void count_held(struct sock *sk, __s64 more)
  */
 static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 {
-	__u32 seq = tp->rtt_seq, rtt, slot, now;
+	__u32 seq = tp->rtt_seq, rtt, slot, now, half;
+	struct totals *t;
 
 	if (seq == g->rtt_seq)
 		return;
@@ -404,7 +465,17 @@ static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 	opaque(slot);
 	if (slot >= RTT_SLOTS)
 		return;
-	__sync_fetch_and_add(&g->rtt_samples[slot], 1);
+	half = 16 * (slot % 2);
+	/* Full, after a minute and more in which nobody has looked. */
+	if ((__u16)(g->rtt_samples[slot / 2] >> half) == 0xffff) {
+		t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+		if (!t)
+			return;
+		count(t->rtt[slot], 1);
+		count(t->rtt_sum_us, rtt);
+		return;
+	}
+	__sync_fetch_and_add(&g->rtt_samples[slot / 2], 1 << half);
 	__sync_fetch_and_add(&g->rtt_sum_us, rtt);
 }
 
@@ -440,19 +511,74 @@ static __always_inline void take_samples(struct gauge *g, struct connection *c)
 		count(t->rtt_sum_us, sum);
 	if (c)
 		c->rtt_sum_us = sum;
-	for (int i = 0; i < RTT_SLOTS; i++) {
+	for (int i = 0; i < RTT_SLOTS / 2; i++) {
 		__u32 n = g->rtt_samples[i];
 
 		if (n)
 			n = __sync_lock_test_and_set(&g->rtt_samples[i], 0);
-		if (t)
-			count(t->rtt[i], n);
-		if (c)
-			c->rtt_samples[i] = n;
+		if (t && n) {
+			count(t->rtt[2 * i], n & 0xffff);
+			count(t->rtt[2 * i + 1], n >> 16);
+		}
+		if (c) {
+			c->rtt_samples[2 * i] = n & 0xffff;
+			c->rtt_samples[2 * i + 1] = n >> 16;
+		}
 	}
 }
 
+/* The congestion state that the socket is in ends, if it is not open. */
+static __always_inline void leave_congestion(struct tcp_sock *tp, struct gauge *g)
+{
+	__u32 state = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state), us;
+	struct totals *t;
+
+	if (!g->congested_at)
+		return;
+	us = clock_us() - g->congested_at;
+	g->congested_at = 0;
+	state -= 1;
+	opaque(state);
+	if (state >= CONGESTIONS)
+		return;
+	g->congestion_us[state] = add_up(g->congestion_us[state], us);
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		count(t->congestion_us[state], us);
+}
+
 /* ---- Records ------------------------------------------------------------------------------------------ */
+
+/* The kernel's own name of the MPTCP connection that a subflow belongs to. */
+static __always_inline __u32 mptcp_token(struct tcp_sock *tp)
+{
+	struct mptcp_subflow_context *subflow;
+	struct mptcp_sock *connection;
+
+	if (!bpf_core_field_exists(tp->is_mptcp) || !tp->is_mptcp)
+		return 0;
+	subflow = BPF_CORE_READ(tp, inet_conn.icsk_ulp_data);
+	connection = subflow ? (void *)BPF_CORE_READ(subflow, conn) : NULL;
+	return connection ? BPF_CORE_READ(connection, token) : 0;
+}
+
+/* What became of TCP Fast Open; final once the connection is established. */
+__noinline __u32 outcome_of(__u32 failure, __u32 sent, __u32 taken)
+{
+	if (taken)
+		return FAST_OPEN_USED;
+	if (failure == TFO_COOKIE_UNAVAILABLE)
+		return FAST_OPEN_NO_COOKIE;
+	if (failure == TFO_SYN_RETRANSMITTED)
+		return FAST_OPEN_SYN_LOST;
+	return failure || sent ? FAST_OPEN_NOT_TAKEN : FAST_OPEN_NONE;
+}
+
+static __always_inline __u32 fast_open(struct tcp_sock *tp)
+{
+	return outcome_of(BPF_CORE_READ_BITFIELD(tp, fastopen_client_fail), BPF_CORE_READ_BITFIELD(tp, syn_data),
+			  BPF_CORE_READ_BITFIELD(tp, syn_data_acked));
+}
 
 /* Everything but the RTT samples. */
 static __always_inline void describe(struct connection *c, struct sock *sk, struct tcp_sock *tp, struct gauge *g,
@@ -482,8 +608,22 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	}
 	for (int i = 0; i < RETRANSMITS; i++)
 		c->retransmits_by_kind[i] = now->retransmits_by_kind[i];
-	for (int i = 0; i < WINDOWS; i++)
+	for (int i = 0; i < WINDOWS; i++) {
 		c->zero_windows[i] = sees_segments ? g->zero_windows[i] : NOT_SEEN;
+		c->zero_window_us[i] = g->closed_us[i];
+	}
+	for (int i = 0; i < CONGESTIONS; i++) {
+		c->congestion_entered[i] = sees_congestion ? g->congestion_entered[i] : NOT_SEEN;
+		c->congestion_us[i] = g->congestion_us[i];
+	}
+	c->accept_wait_us = g->accept_wait_us;
+	c->handshake_us = g->handshake_us;
+	c->response_us = g->response_us;
+	c->reads = sees_reads ? g->reads : NOT_SEEN;
+	c->read_delay_us = g->read_delay_us;
+	c->mptcp_token = mptcp_token(tp);
+	c->overflows = NOT_SEEN;
+	c->fast_open = fast_open(tp);
 	c->delivery_rate = 0;
 	if (tp->rate_delivered && tp->rate_interval_us)
 		c->delivery_rate = (__u64)tp->rate_delivered * tp->mss_cache * 1000000 / tp->rate_interval_us;
@@ -524,7 +664,7 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->direction = g->direction;
 	c->reason = 0;
 	c->ca_state = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state);
-	c->flags = g->flags;
+	c->flags = g->flags | (sk->sk_socket ? 0 : FLAG_UNHELD);
 	c->detail = 0;
 	c->state_before = 0;
 	__builtin_memset(c->padding, 0, sizeof(c->padding));
@@ -535,6 +675,9 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 		c->accept_queue = sk->sk_ack_backlog;
 		c->accept_limit = sk->sk_max_ack_backlog;
 		c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter;
+		c->handshake_us = 0;
+		if (sees_overflows)
+			c->overflows = g->overflows;
 	}
 }
 
@@ -626,36 +769,66 @@ static __always_inline void end_event(struct connection *c)
 
 /* ---- Windows ------------------------------------------------------------------------------------------ */
 
-/* Data cannot come any further while a window is closed: as long as it has not, it is the same time. */
-static __always_inline void see_zero_window(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u32 which, __u32 at)
+static __always_inline void add_closed(struct gauge *g, struct totals *t, __u32 which, __u32 us)
 {
-	struct connection *c;
-	struct reading now;
-	struct totals *t;
+	g->closed_us[which] = add_up(g->closed_us[which], us);
+	if (t)
+		count(t->zero_window_us[which], us);
+}
 
-	if (g->zero_windows[which] && g->zero_window_at[which] == at)
+/*
+ * Data cannot come any further while a window is closed: as long as it has not, it is the same time. `since`: when the
+ * kernel last received what must have come before, jiffies.
+ */
+static __always_inline void see_closed(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u32 which, __u32 at,
+				       __u32 since)
+{
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	__u32 now = clock_us(), before = __sync_lock_test_and_set(&g->closed_at[which], now);
+	struct connection *c;
+	struct reading r;
+
+	if (g->zero_windows[which] && g->zero_window_at[which] == at) {
+		if (before)
+			add_closed(g, t, which, now - before);
 		return;
+	}
 	g->zero_window_at[which] = at;
-	g->zero_windows[which]++;
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (g->zero_windows[which] < 0xffff)
+		g->zero_windows[which]++;
 	if (t)
 		count(t->zero_windows[which], 1);
+	add_closed(g, t, which, microseconds((__u32)bpf_jiffies64() - since));
 	if (!is_event_wanted(EVENT_ZERO_WINDOW))
 		return;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state);
+	read_socket(tp, g, &r);
+	c = begin_event(sk, tp, g, &r, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state);
 	if (!c)
 		return;
 	c->detail = which;
 	end_event(c);
 }
 
+/* It is open again, since then, us. */
+static __always_inline void see_open(struct gauge *g, __u32 which, __u32 then)
+{
+	__u32 before = __sync_lock_test_and_set(&g->closed_at[which], 0);
+
+	if (before && (__s32)(then - before) > 0)
+		add_closed(g, wants_totals ? totals_of(g->cgroup_id) : NULL, which, then - before);
+}
+
 static __always_inline void see_windows(struct sock *sk, struct tcp_sock *tp, struct gauge *g)
 {
 	if (!tp->snd_wnd)
-		see_zero_window(sk, tp, g, WINDOW_PEER, tp->snd_una);
+		see_closed(sk, tp, g, WINDOW_PEER, tp->snd_una, tp->rcv_tstamp);
+	else
+		g->closed_at[WINDOW_PEER] = 0;
 	if (!tp->rcv_wnd)
-		see_zero_window(sk, tp, g, WINDOW_OWN, tp->rcv_nxt);
+		see_closed(sk, tp, g, WINDOW_OWN, tp->rcv_nxt, tp->inet_conn.icsk_ack.lrcvtime);
+	/* The segment that was sent last told the peer. */
+	else if (g->closed_at[WINDOW_OWN])
+		see_open(g, WINDOW_OWN, tp->tcp_wstamp_ns / 1000);
 }
 
 #endif

@@ -32,6 +32,7 @@ typedef _Bool bool;
 enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -72,6 +73,9 @@ enum {
 enum {
 	TCP_ECN_OK = 1,
 	NO_RTT = ~0U, /* rtt_min before the first sample */
+	TFO_COOKIE_UNAVAILABLE = 1,
+	TFO_DATA_NOT_ACKED = 2,
+	TFO_SYN_RETRANSMITTED = 3,
 };
 
 /* include/net/tcp_states.h */
@@ -111,8 +115,13 @@ struct ns_common {
 	unsigned int inum; /* what readlink /proc/PID/ns/net shows */
 };
 
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies; /* 0: never, 1: when the SYN queue is full, 2: always */
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 };
 
 struct kernfs_node {
@@ -188,8 +197,11 @@ typedef struct {
 	int owned;	       /* by a process */
 } socket_lock_t;
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket; /* NULL: not accepted yet, or let go */
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	int sk_err;
@@ -210,6 +222,14 @@ struct inet_sock {
 	__be16 inet_sport; /* network order; survives the unhashing at CLOSE */
 };
 
+struct request_sock {
+	struct sock_common __req_common;
+};
+
+struct tcp_request_sock {
+	__u64 snt_synack; /* when the first SYN-ACK was sent, us */
+};
+
 struct request_sock_queue {
 	atomic_t qlen; /* half-open connections */
 };
@@ -224,6 +244,19 @@ struct inet_connection_sock {
 	const struct tcp_congestion_ops *icsk_ca_ops;
 	__u8 icsk_ca_state : 5;
 	__u8 icsk_retransmits; /* unanswered retransmission timeouts */
+	struct {
+		__u32 lrcvtime; /* when data was received last, jiffies */
+	} icsk_ack;
+	void *icsk_ulp_data; /* of a subflow: its mptcp_subflow_context */
+};
+
+/* Absent without CONFIG_MPTCP, as tcp_sock.is_mptcp is. */
+struct mptcp_subflow_context {
+	struct sock *conn; /* the connection that the subflow belongs to */
+};
+
+struct mptcp_sock {
+	__u32 token;
 };
 
 struct minmax_sample {
@@ -246,6 +279,9 @@ struct tcp_sock {
 	__u64 bytes_acked;    /* with the own SYN (active side only) and the own FIN */
 	__u64 bytes_retrans;
 	__u64 tcp_mstamp; /* the stack's clock at the last segment, us */
+	__u64 tcp_wstamp_ns; /* when the last segment was to leave; CLOCK_MONOTONIC */
+	__u32 rcv_tstamp; /* when a segment was received last, jiffies */
+	__u16 tcp_header_len; /* of the own segments; the peer's are no shorter */
 	__u32 segs_in;
 	__u32 segs_out;
 	__u32 total_retrans;
@@ -274,6 +310,10 @@ struct tcp_sock {
 	__u32 chrono_stat[3]; /* jiffies: busy, rwnd limited, sndbuf limited */
 	__u8 chrono_type : 2; /* the one that runs, from 1; 0: none */
 	__u8 ecn_flags;
+	__u8 syn_data : 1; /* the SYN carried data */
+	__u8 syn_data_acked : 1; /* which the peer took */
+	__u8 fastopen_client_fail : 2;
+	bool is_mptcp;
 	struct minmax rtt_min;
 	struct tcp_rack rack;
 };

@@ -19,12 +19,14 @@ struct gauge {
 	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
 	__u8 flags;
 	__u8 direction;
-	__u16 padding;
+	__u8 closed_from; /* the state that the close ended */
+	__u8 padding;
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
 	__u64 progress;				/* progress_of() at the last fold: equal means that nothing moved */
 	__u64 rtt_sum_us;
+	__u64 read_delay_us;			/* since birth or adoption */
 	struct counters before;			/* at birth or adoption */
 	struct reading folded;			/* what the owner's totals already have */
 	__u32 retransmits_by_kind[RETRANSMIT_OTHER]; /* since birth or adoption */
@@ -32,12 +34,27 @@ struct gauge {
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
 	__u32 handshake_rtt_us;
+	union {
+		__u32 handshake_us;	/* from the SYN received */
+		__u32 overflows;	/* of a listener */
+	};
+	__u32 accept_wait_us;
+	__u32 asked_seq;			/* how far this side had sent when data last came */
+	__u32 answered_at;			/* low half of tcp_mstamp at the last sample of a response, us */
+	__u32 response_us;
+	__u32 ready_at;				/* when data came that has not been read, us; 0: there is none */
+	__u32 reads;
+	__u32 congested_at;			/* when the congestion state was entered, us; 0: open, or not known */
+	__u32 congestion_us[CONGESTIONS];
+	__u16 congestion_entered[CONGESTIONS];
 	__u32 zero_window_at[WINDOWS];		/* how far data had come when the window was last seen closed */
+	__u32 closed_at[WINDOWS];		/* up to when it is known to have been closed, us; 0: it is open */
+	__u32 closed_us[WINDOWS];
 	__u16 zero_windows[WINDOWS];		/* since birth or adoption */
 	__u32 folded_drops;			/* of a listener */
 	__u32 pid;
 	__u8 comm[COMM_LEN];
-	__u32 rtt_samples[RTT_SLOTS]; /* since the last record or fold */
+	__u32 rtt_samples[RTT_SLOTS / 2]; /* since the last record or fold; two slots in each, the lower half first */
 };
 
 _Static_assert(sizeof(struct gauge) <= 512 - 72, "the next size the kernel has is twice as much");
@@ -52,6 +69,26 @@ struct {
 	__type(key, int);
 	__type(value, struct gauge);
 } gauges SEC(".maps");
+
+/* Whose SYN-ACK was sent again, as the connection that may come of it will be called. */
+struct half_open {
+	__u8 local_address[16];
+	__u8 peer_address[16];
+	__u16 local_port;
+	__u16 peer_port;
+	__u32 netns;
+};
+
+/*
+ * When the first SYN-ACK was sent, for those that had to be sent again: the kernel forgets it. Few, and most never
+ * come to anything: the oldest make room.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct half_open);
+	__type(value, __u64);
+} asked_again SEC(".maps");
 
 /*
  * Totals by cgroup. Not per CPU: it is written per connection and not per packet, and a copy a CPU would cost
@@ -142,6 +179,10 @@ const volatile __u32 wanted_events = 0; /* bits of enum event */
 const volatile bool wants_totals = false;
 const volatile bool wants_samples = false; /* RTT samples in rows and close events */
 const volatile bool sees_segments = false; /* whether the program on tcp_probe runs */
+const volatile bool sees_accepts = false; /* whether the program on inet_csk_accept runs */
+const volatile bool sees_reads = false; /* whether the program on tcp_rcv_space_adjust runs */
+const volatile bool sees_congestion = false; /* whether the program on tcp_cong_state_set runs */
+const volatile bool sees_overflows = false; /* whether the programs on full accept queues run */
 const volatile bool filters_cgroups = false;
 const volatile bool filters_ports = false;
 const volatile bool port_by_default = false; /* whether a connection without a listed port is asked for */

@@ -26,6 +26,8 @@
 #define NOT_SEEN 4294967295
 /* TCP states, as in include/net/tcp_states.h; 0 is unused. */
 #define STATES 13
+/* Resets by state: first those sent, then those received. */
+#define RESET_STATES 26
 /* Length of a command name with its final zero. */
 #define COMM_LEN 16
 /* Length of a congestion control's name with its final zero. */
@@ -92,6 +94,8 @@ enum reason {
 	REASON_ADDRESS_UNAVAILABLE,
 	/* Any other error; errno tells. */
 	REASON_ERROR,
+	/* Too many sockets that no process holds, or too little memory for TCP: the kernel gave it up. */
+	REASON_ORPHANED,
 	/* Number of reasons. */
 	REASONS,
 };
@@ -124,6 +128,36 @@ enum limit {
 	LIMIT_SNDBUF,
 	/* Number of limits. */
 	LIMITS,
+};
+
+/* Congestion avoidance states other than open: enum tcp_ca_state. */
+enum congestion {
+	/* Something arrived out of order, or is missing: it looks closer. */
+	CONGESTION_DISORDER,
+	/* The window is made smaller, for a congestion mark or a local queue. */
+	CONGESTION_CWR,
+	/* What was lost is sent again. */
+	CONGESTION_RECOVERY,
+	/* The retransmission timer has expired. */
+	CONGESTION_LOSS,
+	/* Number of states. */
+	CONGESTIONS,
+};
+
+/* What became of TCP Fast Open, where it was tried. */
+enum fast_open {
+	/* Not tried. */
+	FAST_OPEN_NONE,
+	/* The data in the SYN was taken. */
+	FAST_OPEN_USED,
+	/* There was no cookie for this peer yet: the SYN asked for one. */
+	FAST_OPEN_NO_COOKIE,
+	/* The peer did not take the data in the SYN. */
+	FAST_OPEN_NOT_TAKEN,
+	/* The SYN with data had to be sent again. */
+	FAST_OPEN_SYN_LOST,
+	/* Number of outcomes. */
+	FAST_OPENS,
 };
 
 /* Whose receive window was closed. */
@@ -169,6 +203,10 @@ enum loss {
 #define FLAG_BORN 16
 /* A process holds the socket, and it was counted as such. */
 #define FLAG_HELD 32
+/* The time until accept() is no more than this: when the connection was first seen in use. */
+#define FLAG_ACCEPT_BOUND 64
+/* No process holds the socket: nobody accepted it yet, or it was let go. */
+#define FLAG_UNHELD 128
 
 /* A connection's running counters, read from tcp_sock. */
 struct counters {
@@ -218,6 +256,8 @@ struct connection {
 	__u64 pacing_rate;
 	/* Time with data to send since the opening or the adoption, us: enum limit. */
 	__u64 limited_us[LIMITS];
+	/* Time that received data waited to be read, us. */
+	__u64 read_delay_us;
 	/* Segments sent again since the opening or the adoption: enum retransmit. */
 	__u32 retransmits_by_kind[RETRANSMITS];
 	/* Local address; IPv4 in its IPv6-mapped form. */
@@ -256,6 +296,24 @@ struct connection {
 	__u32 unsent;
 	/* Times that a receive window was seen closed: enum window; NOT_SEEN where nobody watched. */
 	__u32 zero_windows[WINDOWS];
+	/* Time that it was closed, us; the highest number: as long or longer. */
+	__u32 zero_window_us[WINDOWS];
+	/* Times that these states were entered: enum congestion; NOT_SEEN where nobody watched. */
+	__u32 congestion_entered[CONGESTIONS];
+	/* Time in them, us; the highest number: as long or longer. */
+	__u32 congestion_us[CONGESTIONS];
+	/* From the completed handshake to accept(), us; with FLAG_ACCEPT_BOUND no more than this; 0: not accepted, or not seen. */
+	__u32 accept_wait_us;
+	/* From the SYN received to the completed handshake, us; 0: not seen. */
+	__u32 handshake_us;
+	/* From the last data sent to the next data received, us: the latest of these; 0: none was seen. */
+	__u32 response_us;
+	/* Times that data was read after it had to wait; NOT_SEEN where nobody watched. */
+	__u32 reads;
+	/* MPTCP's token of the connection that this subflow belongs to: mptcp_sock.token; 0: none. */
+	__u32 mptcp_token;
+	/* Connections that a listener turned away for a full accept queue; NOT_SEEN where nobody watched. */
+	__u32 overflows;
 	/* Limit of a listener's accept queue: sock.sk_max_ack_backlog. */
 	__u32 accept_limit;
 	/* Packets that a socket turned away; SYNs and completed handshakes of a listener: sock.sk_drops. */
@@ -290,8 +348,10 @@ struct connection {
 	__u8 ecn;
 	/* The state that an EVENT_CLOSE or EVENT_FAIL ended. */
 	__u8 state_before;
+	/* TCP Fast Open: enum fast_open. */
+	__u8 fast_open;
 	/* Nothing. */
-	__u8 padding[5];
+	__u8 padding[4];
 	/* Name of that process's main thread or of the thread that connected. */
 	__u8 comm[COMM_LEN];
 	/* Congestion control: inet_connection_sock.icsk_ca_ops->name. */
@@ -334,12 +394,26 @@ struct totals {
 	__u64 limited_us[LIMITS];
 	/* Times that a receive window was seen closed: enum window. */
 	__u64 zero_windows[WINDOWS];
+	/* Time that receive windows were closed, us. */
+	__u64 zero_window_us[WINDOWS];
+	/* Times that congestion states other than open were entered: enum congestion. */
+	__u64 congestion_entered[CONGESTIONS];
+	/* Time in them, us. */
+	__u64 congestion_us[CONGESTIONS];
+	/* Ended connections that had tried TCP Fast Open: enum fast_open. */
+	__u64 fast_open[FAST_OPENS];
+	/* Connections that listeners turned away for a full accept queue. */
+	__u64 listen_overflows;
+	/* Times that segments in a receive buffer were squeezed together to save memory. */
+	__u64 receive_collapses;
 	/* What listeners turned away: sock.sk_drops. */
 	__u64 listen_drops;
 	/* TCP packets dropped, by slot. */
 	__u64 dropped_packets[DROP_REASONS];
 	/* RSTs: first those sent, then those received. */
 	__u64 resets[2];
+	/* The same by the connection's state. */
+	__u64 resets_by_state[RESET_STATES];
 	/* Sum of the RTT samples, us. */
 	__u64 rtt_sum_us;
 	/* RTT samples by slot. */
@@ -356,6 +430,22 @@ struct totals {
 	__u64 first_byte_sum_us;
 	/* Times to the first byte received on connections this side began, by slot. */
 	__u64 first_byte[CONNECT_SLOTS];
+	/* Sum of the response times, us. */
+	__u64 response_sum_us;
+	/* From the last data sent to the next data received on connections this side began, by slot. */
+	__u64 response[CONNECT_SLOTS];
+	/* Sum of the times from SYN to completed handshake, us. */
+	__u64 handshake_sum_us;
+	/* From the SYN received to the completed handshake, by slot. */
+	__u64 handshake[CONNECT_SLOTS];
+	/* Sum of the times until accept(), us. */
+	__u64 accept_wait_sum_us;
+	/* From the completed handshake to accept(), by slot. */
+	__u64 accept_wait[CONNECT_SLOTS];
+	/* Sum of the times that data waited to be read, us. */
+	__u64 read_delay_sum_us;
+	/* From data ready to its being read, by slot. */
+	__u64 read_delay[CONNECT_SLOTS];
 	/* Sum of the lifetimes, us. */
 	__u64 lifetime_sum_us;
 	/* Lifetimes of ended connections that were seen to open, by slot. */

@@ -1,11 +1,18 @@
 //! What this kernel and these privileges allow, asked before anything is loaded.
 
-use std::{fs, io::Read as _};
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::fd::{FromRawFd as _, OwnedFd},
+};
 
 use libbpf_rs::btf::{Btf, types};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::error::{Capability, Error};
+use crate::{
+    error::{Capability, Error},
+    programs::Status,
+};
 
 /// The running kernel's description of itself.
 pub struct Kernel {
@@ -40,6 +47,23 @@ impl Kernel {
         Some(function.iter().count().saturating_sub(1))
     }
 
+    /// How many arguments a kernel function takes; `None` where the kernel has no such function, or not as one of its own.
+    pub(crate) fn function_arguments(&self, name: &str) -> Option<usize> {
+        let function: types::Func<'_> = self.btf.type_by_name(name)?;
+        Some(types::FuncProto::try_from(function.next_type()?).ok()?.iter().count())
+    }
+
+    /// Whether the kernel takes programs at this place (`fentry` or `fexit`) of a function of its own: some are made not to.
+    pub(crate) fn takes(&self, place: &str, function: &str) -> Status {
+        let Some(id) = self.btf.type_by_name::<types::Func<'_>>(function).map(|f| f.type_id()) else {
+            return Status::Unsupported(format!("kernel {} has no function {function}", self.release));
+        };
+        match load_empty(place, id.into()) {
+            Ok(()) => Status::Attached,
+            Err(error) => Status::Refused(format!("{place} programs: {error}")),
+        }
+    }
+
     /// The names and values of an enum in this kernel; none where it has no such enum.
     pub fn enum_values(&self, name: &str) -> Vec<(String, i64)> {
         let list: Option<types::Enum<'_>> = self.btf.type_by_name(name);
@@ -52,6 +76,42 @@ impl Kernel {
         let list: types::Enum<'_> = self.btf.type_by_name(name)?;
         list.iter().find(|m| m.name.is_some_and(|n| n == value)).map(|m| m.value)
     }
+}
+
+/// Loads a program that does nothing at a function, to see whether the kernel takes it, and lets go of it.
+fn load_empty(place: &str, function: u32) -> io::Result<()> {
+    // r0 = 0; exit
+    let instructions = [
+        libbpf_sys::bpf_insn { code: 0xb7, ..Default::default() },
+        libbpf_sys::bpf_insn { code: 0x95, ..Default::default() },
+    ];
+    let mut options = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        expected_attach_type: if place == "fentry" {
+            libbpf_sys::BPF_TRACE_FENTRY
+        } else {
+            libbpf_sys::BPF_TRACE_FEXIT
+        },
+        attach_btf_id: function,
+        ..Default::default()
+    };
+    // SAFETY: the strings end in zero, the instructions are as many as is said, and all of them outlive the call.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_TRACING,
+            c"tcptide_empty".as_ptr(),
+            c"GPL".as_ptr(),
+            instructions.as_ptr(),
+            instructions.len() as libbpf_sys::size_t,
+            &raw mut options,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
 }
 
 /// In the order in which a person would grant them; whether nothing works without it.

@@ -20,7 +20,7 @@ use crate::{
     read,
     rows::Rows,
     skel::TcpSkel,
-    start::{Loaded, Options, fill_maps, load, refuse_if_required},
+    start::{Loaded, Options, fill_maps, load, refuse_if_required, with_log},
     stats::{self, ProgramStats},
 };
 
@@ -119,14 +119,14 @@ impl Monitor {
                 format!("the object has no '{}'", program.name),
             ));
         };
-        let link = match program.hook {
+        let (link, _) = with_log(|| match program.hook {
             "iter/bpf_sk_storage_map" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
             _ => loaded.attach(),
-        };
+        });
         match link {
             Ok(link) => drop(self.links.insert(program.name, link)),
             Err(error) => {
-                let status = Status::Refused(error.to_string());
+                let status = Status::Refused(format!("{error:#}"));
                 refuse_if_required(program, &status)?;
                 self.statuses.insert(program.name, status);
             }

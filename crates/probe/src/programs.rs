@@ -30,6 +30,11 @@ impl Program {
     pub(crate) fn tracepoint(&self) -> Option<&'static str> {
         self.hook.strip_prefix("tp_btf/")
     }
+
+    /// The kernel function that it hangs on, if it does, and where: `fentry` or `fexit`.
+    pub(crate) fn function(&self) -> Option<(&'static str, &'static str)> {
+        self.hook.split_once('/').filter(|(place, _)| matches!(*place, "fentry" | "fexit"))
+    }
 }
 
 /// Every program of the monitor.
@@ -93,11 +98,53 @@ pub const PROGRAMS: &[Program] = &[
         needed: |options| options.totals || options.wants(event::EVENT_DROP),
     },
     Program {
+        name: "congestion",
+        hook: "tp_btf/tcp_cong_state_set",
+        feeds: "congestion states, and time in them",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "accepted",
+        hook: "fexit/inet_csk_accept",
+        feeds: "how long connections wait for accept(), exactly",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "overflow_syn",
+        hook: "fentry/tcp_conn_request",
+        feeds: "SYNs turned away for a full accept queue",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "overflow_ack",
+        hook: "fentry/tcp_v4_syn_recv_sock",
+        feeds: "handshakes turned away for a full accept queue",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "overflow_ack6",
+        hook: "fentry/tcp_v6_syn_recv_sock",
+        feeds: "the same over IPv6",
+        required: false,
+        needed: |options| options.follow,
+    },
+    Program {
+        name: "collapsed",
+        hook: "fentry/tcp_collapse",
+        feeds: "receive buffers squeezed to save memory",
+        required: false,
+        needed: |options| options.totals,
+    },
+    Program {
         name: "used",
         hook: "tp_btf/tcp_rcv_space_adjust",
-        feeds: "owners of accepted connections where there is only cgroup v1",
+        feeds: "how long data waits to be read; owners of accepted connections where there is only cgroup v1",
         required: false,
-        needed: |options| options.follow && options.owner != Owner::Socket,
+        needed: |options| options.follow && (options.read_delay || options.owner != Owner::Socket),
     },
     Program {
         name: "cgroup_made",

@@ -50,6 +50,8 @@ pub struct Options {
     pub filter_cgroups: bool,
     /// At most one RTT sample of a connection in this time.
     pub sample_interval: Duration,
+    /// Whether it is measured how long data waits to be read, which costs something with every receive.
+    pub read_delay: bool,
     /// Whether the kernel is made to measure the programs' run time (some 80 ns a run).
     pub measure: bool,
     /// Whose a socket is.
@@ -69,6 +71,7 @@ impl Default for Options {
             filter: Filter::default(),
             filter_cgroups: false,
             sample_interval: Duration::from_millis(1),
+            read_delay: false,
             measure: false,
             owner: Owner::Socket,
         }
@@ -114,6 +117,8 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
             Status::Off
         } else if let Some(hook) = program.tracepoint().filter(|h| kernel.tracepoint_arguments(h).is_none()) {
             Status::Unsupported(format!("kernel {} has no tracepoint {hook}", kernel.release))
+        } else if let Some((place, function)) = program.function() {
+            kernel.takes(place, function)
         } else if program.name == "drop" && kernel.tracepoint_arguments("kfree_skb") < Some(3) {
             Status::Unsupported(format!("kernel {} tells no reasons", kernel.release))
         } else {
@@ -129,7 +134,12 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
             TcpSkelBuilder::default().open(place).map_err(|e| Error::system("open the BPF object", e))?;
         configure(&mut open, options, &kernel)?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.sees_segments = statuses.get("rtt") == Some(&Status::Attached);
+            let runs = |name: &str| statuses.get(name) == Some(&Status::Attached);
+            constants.sees_segments = runs("rtt");
+            constants.sees_accepts = runs("accepted");
+            constants.sees_reads = runs("used");
+            constants.sees_congestion = runs("congestion");
+            constants.sees_overflows = runs("overflow_syn") && runs("overflow_ack");
         }
         for mut program in open.open_object_mut().progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
@@ -173,6 +183,7 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
         .as_deref_mut()
         .ok_or_else(|| Error::system("set the constants", "no constants"))?;
     constants.retransmit_has_err = kernel.tracepoint_arguments("tcp_retransmit_skb").is_some_and(|n| n > 2);
+    constants.accept_has_argument = kernel.function_arguments("inet_csk_accept").is_some_and(|n| n < 4);
     constants.wanted_events = options.events;
     constants.wants_totals = options.totals;
     constants.wants_samples = options.samples;
@@ -264,7 +275,8 @@ pub(crate) fn fill_maps(skel: &TcpSkel<'_>, options: &Options) -> Result<(), Err
 /// libbpf's callback has no argument of ours, so what it says while an object is loaded goes here.
 static LOG: Mutex<String> = Mutex::new(String::new());
 
-fn with_log<R>(act: impl FnOnce() -> R) -> (R, String) {
+/// What libbpf says meanwhile, and nothing of it on stderr.
+pub(crate) fn with_log<R>(act: impl FnOnce() -> R) -> (R, String) {
     #[allow(clippy::needless_pass_by_value)] // libbpf-rs wants it so
     fn keep(_: PrintLevel, text: String) {
         tracing::debug!(target: "libbpf", "{}", text.trim_end());

@@ -31,7 +31,7 @@ pub(crate) enum Command {
     /// Sockets by container and TCP state
     States(LookArgs),
     /// Listening sockets: how full their queues are, and what they turned away
-    Listen(LookArgs),
+    Listen(ListenArgs),
     /// What holds connections back: the network, the peer or the container itself, with the numbers that led there
     Explain(ExplainArgs),
     /// How every cgroup was identified, and from what
@@ -119,6 +119,9 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
           default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
     events: Vec<EventArg>,
+    /// Measure how long received data waits to be read, too (it costs something with every receive)
+    #[arg(long = "read-delay")]
+    pub(crate) read_delay: bool,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
     #[command(flatten)]
@@ -214,6 +217,15 @@ pub(crate) struct LookArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ListenArgs {
+    /// Watch for so long, such as 10s: how long connections wait for accept(), and what is turned away meanwhile
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ConnsArgs {
     /// Listening sockets too
     #[arg(long)]
@@ -276,6 +288,9 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
+    /// Measure how long received data waits to be read, too (it costs something with every receive)
+    #[arg(long = "read-delay")]
+    pub(crate) read_delay: bool,
     /// Do not have the kernel measure the run time of the BPF programs (it costs some 80 ns a run)
     #[arg(long = "no-program-stats")]
     pub(crate) no_program_stats: bool,

@@ -1,6 +1,7 @@
 //! What the commands share: the monitor, the names, the filter, and the end.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc,
@@ -76,10 +77,16 @@ impl Session {
         if let Some(complaint) = self.owners.complaint(&self.directory) {
             say!("{complaint}; waiting for it");
         }
+        let mut absent = BTreeMap::<String, Vec<_>>::new();
         for program in self.monitor.programs() {
             if matches!(program.status, probe::Status::Unsupported(_) | probe::Status::Refused(_)) {
-                say!("{}: {} (not shown: {})", program.program.name, program.status, program.program.feeds);
+                absent.entry(program.status.to_string()).or_default().push(program.program);
             }
+        }
+        for (status, programs) in absent {
+            let names = programs.iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
+            let feeds = programs.iter().map(|p| p.feeds).collect::<Vec<_>>().join("; ");
+            say!("{names}: {status} (not shown: {feeds})");
         }
     }
 

@@ -72,6 +72,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	if (g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	g->rtt_seq = tp->rtt_seq;
+	g->asked_seq = tp->snd_nxt;
 	g->before.retransmits = tp->total_retrans;
 	g->progress = progress_of(tp);
 	read_counters(tp, g, &g->before);
@@ -187,8 +188,11 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	}
 	walk_seen++;
 	sample_rtt(tp, g);
-	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT)
+	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
 		see_windows(sk, tp, g);
+		if (!g->accept_wait_us && sk->sk_socket)
+			bound_accept(g);
+	}
 	if (progress != g->progress)
 		sample_queueing(tp, g);
 	if (peek_socket(sk, tp, g, &now))

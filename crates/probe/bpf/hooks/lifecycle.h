@@ -11,33 +11,21 @@
 static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns, bool again)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	struct counters none = {};
-	struct reading nothing = {};
 
 	if (!g) {
 		if (!again)
 			lose(LOSS_STORAGE);
 		return NULL;
 	}
-	/* A socket may connect again after it failed or disconnected: nothing of the last time stays. */
 	bpf_spin_lock(&g->lock);
+	/* A socket may connect again after it failed or disconnected: nothing of the last time stays. */
+	if (g->flags)
+		__builtin_memset(&g->cgroup_id, 0, sizeof(*g) - __builtin_offsetof(struct gauge, cgroup_id));
 	g->flags = FLAG_BORN | flags;
-	g->before = none;
-	g->folded = nothing;
 	bpf_spin_unlock(&g->lock);
 	g->direction = direction;
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
 	g->opened_ns = opened_ns;
-	g->established_ns = 0;
-	g->progress = 0;
-	g->handshake_rtt_us = 0;
-	g->first_byte_us = 0;
-	__builtin_memset(g->zero_windows, 0, sizeof(g->zero_windows));
-	__builtin_memset(g->retransmits_by_kind, 0, sizeof(g->retransmits_by_kind));
-	g->rtt_seq = 0;
-	g->pid = 0;
-	g->rtt_sum_us = 0;
-	__builtin_memset(g->rtt_samples, 0, sizeof(g->rtt_samples));
 	if (!owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	return g;
@@ -70,12 +58,32 @@ static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp, bool a
 	report(sk, tp, g, EVENT_OPEN, TCP_SYN_SENT);
 }
 
+/*
+ * From the SYN received to now, us; 0: not known. The kernel's first RTT sample is that, from the SYN-ACK that it sent at
+ * once; there is none if that had to be sent again, or was a cookie.
+ */
+static __always_inline __u32 handshake_took(struct sock *sk, struct tcp_sock *tp, __u64 now)
+{
+	struct half_open key;
+	__u64 *first_us;
+	__u32 us;
+
+	if (!tp->total_retrans)
+		return tp->srtt_us >> 3;
+	name_half_open(&key, sk, sk);
+	first_us = bpf_map_lookup_elem(&asked_again, &key);
+	if (!first_us)
+		return 0;
+	us = at_most_32(at_least_0(now / 1000 - *first_us));
+	bpf_map_delete_elem(&asked_again, &key);
+	return us;
+}
+
 static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp, int old, bool again)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	__u64 now = bpf_ktime_get_ns(), us;
+	__u64 now = bpf_ktime_get_ns();
 	struct totals *t;
-	__u32 slot;
 
 	if (!g || g->flags & FLAG_CLOSED) {
 		if (old == TCP_SYN_RECV)
@@ -87,21 +95,20 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	}
 	g->established_ns = now;
 	g->handshake_rtt_us = tp->srtt_us >> 3;
+	g->asked_seq = tp->snd_nxt;
 	sample_rtt(tp, g);
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (g->direction == DIRECTION_PASSIVE) {
 		g->retransmits_by_kind[RETRANSMIT_SYNACK] = tp->total_retrans;
-		if (t)
+		g->handshake_us = handshake_took(sk, tp, now);
+		if (t) {
 			count(t->opened[DIRECTION_PASSIVE], 1);
+			if (g->handshake_us)
+				sample_time(t->handshake, t->handshake_sum_us, g->handshake_us);
+		}
 		report(sk, tp, g, EVENT_OPEN, TCP_SYN_RECV);
 	} else if (t && g->opened_ns) {
-		us = (now - g->opened_ns) / 1000;
-		slot = connect_slot(us);
-		opaque(slot);
-		if (slot < CONNECT_SLOTS) {
-			count(t->connect[slot], 1);
-			count(t->connect_sum_us, us);
-		}
+		sample_time(t->connect, t->connect_sum_us, (now - g->opened_ns) / 1000);
 	}
 	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED);
 }
@@ -139,8 +146,12 @@ __noinline __u32 why_failed(int error, __u32 segments_out)
 	return segments_out ? REASON_CANCELED : REASON_ADDRESS_UNAVAILABLE;
 }
 
-/* `ended`: the peer's FIN is here, or the process has let go of the socket. */
-__noinline __u32 why_closed(int old, int error, __u32 ended)
+#define PEER_ENDED 1	/* the peer's FIN is here */
+#define LET_GO 2	/* no process holds the socket */
+#define UNANSWERED 4	/* not all that was sent was acknowledged, the FIN included */
+
+/* `how`: these bits. */
+__noinline __u32 why_closed(int old, int error, __u32 how)
 {
 	if (error == ECONNRESET || error == EPIPE)
 		return REASON_RESET_RECEIVED;
@@ -156,9 +167,18 @@ __noinline __u32 why_closed(int old, int error, __u32 ended)
 	if (old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT || old == TCP_SYN_RECV)
 		return REASON_RESET_SENT;
 	/* The same after its own FIN, while the process still has the socket and the peer has not finished. */
-	if ((old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2) && !ended)
+	if ((old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2) && !(how & (PEER_ENDED | LET_GO)))
 		return REASON_RESET_SENT;
+	/* Its own FIN was on the way, nobody waits for the answer any more, and nothing went wrong: no room for it. */
+	if ((how & (LET_GO | UNANSWERED)) == (LET_GO | UNANSWERED))
+		return REASON_ORPHANED;
 	return REASON_NORMAL;
+}
+
+static __always_inline __u32 how_closed(struct sock *sk, struct tcp_sock *tp)
+{
+	return (is_flagged(sk, SOCK_DONE) ? PEER_ENDED : 0) | (is_flagged(sk, SOCK_DEAD) ? LET_GO : 0) |
+	       (tp->snd_una != tp->write_seq ? UNANSWERED : 0);
 }
 
 static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int old)
@@ -168,11 +188,12 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	struct reading now;
 	struct totals *t;
 	bool failed;
-	__u32 reason, slot;
+	__u32 reason, slot, opening;
 	__u64 us;
 
 	if (!g || g->flags & FLAG_CLOSED)
 		return;
+	g->closed_from = old;
 	if (g->flags & FLAG_HELD)
 		count_held(sk, -1);
 	if (g->flags & FLAG_LISTENER) {
@@ -181,12 +202,17 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
-	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err, is_flagged(sk, SOCK_DEAD) || is_flagged(sk, SOCK_DONE));
+	reason = failed ? why_failed(sk->sk_err, tp->segs_out) : why_closed(old, sk->sk_err, how_closed(sk, tp));
 	/* With cgroup v1 only: accepted, and never seen in use. */
 	if (owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	sample_rtt(tp, g);
 	sample_queueing(tp, g);
+	leave_congestion(tp, g);
+	if (!tp->snd_wnd)
+		see_open(g, WINDOW_PEER, clock_us());
+	if (!tp->rcv_wnd)
+		see_open(g, WINDOW_OWN, clock_us());
 	read_socket(tp, g, &now);
 	fold(g, &now, true);
 	c = begin_event(sk, tp, g, &now, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE);
@@ -205,6 +231,12 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (!t)
 		return;
+	opening = fast_open(tp);
+	if (opening) {
+		opaque(opening);
+		if (opening < FAST_OPENS)
+			count(t->fast_open[opening], 1);
+	}
 	opaque(reason);
 	if (reason >= REASONS)
 		return;
@@ -230,7 +262,10 @@ static __always_inline void on_finish(struct sock *sk)
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	struct task_struct *task;
 
-	if (!g || g->pid)
+	if (!g)
+		return;
+	bound_accept(g);
+	if (g->pid)
 		return;
 	task = (void *)bpf_get_current_task_btf();
 	if (!(task->flags & PF_KTHREAD))

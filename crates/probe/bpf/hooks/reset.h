@@ -2,8 +2,8 @@
 /*
  * Hook:    tp_btf/tcp_send_reset and tp_btf/tcp_receive_reset, since 4.15
  * Context: softirq or process; the socket locked, if there is one; rare
- * Feeds:   resets sent and received. A RST may be sent for no socket at all (nobody listens), for a request or
- *          for a TIME_WAIT socket: none of them has an owner.
+ * Feeds:   resets sent and received, by the state of the connection. A RST may be sent for no socket at all (nobody
+ *          listens) or for a TIME_WAIT socket: neither has an owner. For a half-open connection the listener stands.
  */
 #include "../gauge.h"
 
@@ -19,14 +19,23 @@ static __always_inline void on_reset(struct sock *sk, __u8 way)
 	struct reading now;
 	struct connection *c;
 	struct totals *t;
+	__u32 at;
 
 	if (state && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV) {
 		tp = bpf_skc_to_tcp_sock(sk);
 		g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
 	}
+	/* An abort closes the socket first and says so then. */
+	if (state == TCP_CLOSE && g && g->flags & FLAG_CLOSED)
+		state = g->closed_from;
 	t = wants_totals ? totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED) : NULL;
-	if (t)
+	at = (way - 1) * STATES + state;
+	opaque(at);
+	if (t) {
 		count(t->resets[way - 1], 1);
+		if (at < RESET_STATES)
+			count(t->resets_by_state[at], 1);
+	}
 	if (!g || !tp || !is_event_wanted(EVENT_RESET))
 		return;
 	read_socket(tp, g, &now);

@@ -56,11 +56,19 @@ int retransmit(__u64 *ctx)
 SEC("tp_btf/tcp_retransmit_synack")
 int retransmit_synack(__u64 *ctx)
 {
-	struct sock *sk = (void *)ctx[0];
-	struct gauge *g;
+	struct sock *sk = (void *)ctx[0], *request = (void *)ctx[1];
+	struct half_open key;
 	struct totals *t;
+	struct gauge *g;
+	__u64 first_us;
 
-	if (!wants_totals || sk->sk_protocol != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	name_half_open(&key, request, sk);
+	first_us = BPF_CORE_READ((struct tcp_request_sock *)request, snt_synack);
+	if (first_us)
+		bpf_map_update_elem(&asked_again, &key, &first_us, BPF_NOEXIST);
+	if (!wants_totals)
 		return 0;
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	t = totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED);

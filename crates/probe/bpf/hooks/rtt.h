@@ -2,61 +2,109 @@
 /*
  * Hook:    tp_btf/tcp_probe, since 4.16: first statement of tcp_rcv_established()
  * Context: softirq, or process while the socket's backlog is worked off. The socket is locked.
- * Feeds:   the RTT samples, receive windows that are closed while a segment arrives, and the first byte received. What is read is from before this segment: the last sample of a connection is taken
- *          by the walk or at the close.
+ * Feeds:   the RTT samples; how long receive windows are closed; the first byte, and answers to what was sent; that
+ *          data is ready to be read. What is read is from before this segment: the last RTT sample of a connection is
+ *          taken by the walk or at the close.
  * Cost:    50 ns a segment with short connections, where each takes a sample; see ARCHITECTURE.md, "What it costs".
  */
 #include "../gauge.h"
 
-/* Where in the TCP header its own length stands, in the upper four bits, in words. */
-#define TCP_LENGTH 12
+/* Where these stand in the TCP header. */
+#define TCP_SEQUENCE 4
+#define TCP_LENGTH 12 /* in words, in the upper four bits */
+#define TCP_WINDOW 14
 
-static __always_inline bool has_payload(struct sk_buff *skb)
+static __always_inline bool has_payload(struct sk_buff *skb, struct tcp_sock *tp)
 {
 	__u8 length = 0;
 
+	/* The usual case of an empty segment, without a look into it. */
+	if (skb->len <= tp->tcp_header_len)
+		return false;
 	bpf_probe_read_kernel(&length, 1, skb->head + skb->transport_header + TCP_LENGTH);
 	return skb->len > (length >> 4) * 4;
 }
 
-static __always_inline void see_first_byte(struct sk_buff *skb, struct gauge *g)
+static __always_inline bool is_next(struct sk_buff *skb, struct tcp_sock *tp)
+{
+	__be32 seq = 0;
+
+	bpf_probe_read_kernel(&seq, sizeof(seq), skb->head + skb->transport_header + TCP_SEQUENCE);
+	return bpf_ntohl(seq) == tp->rcv_nxt;
+}
+
+static __always_inline bool opens_window(struct sk_buff *skb)
+{
+	__be16 window = 0;
+
+	bpf_probe_read_kernel(&window, sizeof(window), skb->head + skb->transport_header + TCP_WINDOW);
+	return window;
+}
+
+static __always_inline void see_first_byte(struct gauge *g)
 {
 	struct totals *t;
-	__u32 slot;
 	__u64 us;
 
-	if (g->first_byte_us || !g->established_ns || !has_payload(skb))
-		return;
 	us = (bpf_ktime_get_ns() - g->established_ns) / 1000 ?: 1;
-	g->first_byte_us = us > ~0U ? ~0U : us;
+	g->first_byte_us = at_most_32(us);
 	t = wants_totals && g->direction == DIRECTION_ACTIVE ? totals_of(g->cgroup_id) : NULL;
-	if (!t)
+	if (t)
+		sample_time(t->first_byte, t->first_byte_sum_us, us);
+}
+
+/*
+ * Data came after this side had sent some: an answer, as far as TCP can tell. As RTT samples are, no more than one in
+ * sample_interval_us, so that a connection that talks without end drowns none that does not.
+ */
+static __always_inline void see_answer(struct tcp_sock *tp, struct gauge *g)
+{
+	__u32 now = tp->tcp_mstamp;
+	struct totals *t;
+	__s64 ns;
+
+	g->asked_seq = tp->snd_nxt;
+	if (g->response_us && now - g->answered_at < sample_interval_us)
 		return;
-	slot = connect_slot(us);
-	opaque(slot);
-	if (slot < CONNECT_SLOTS) {
-		count(t->first_byte[slot], 1);
-		count(t->first_byte_sum_us, us);
-	}
+	g->answered_at = now;
+	ns = bpf_ktime_get_ns() - tp->tcp_wstamp_ns;
+	if (ns < 0)
+		return; /* paced: what was sent last has not left yet */
+	g->response_us = at_most_32(ns / 1000) ?: 1;
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		sample_time(t->response, t->response_sum_us, ns / 1000);
 }
 
 SEC("tp_btf/tcp_probe")
 int rtt(__u64 *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
+	struct sk_buff *skb = (void *)ctx[1];
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct gauge *g;
+	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	bool first, answer, ready;
 
-	/* With nothing in flight this side has no round trip to measure: the common case of a receiver. */
-	if (!tp || (!tp->packets_out && tp->snd_wnd && tp->rcv_wnd && tp->bytes_received))
-		return 0;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	if (!g)
 		return 0;
-	if (!tp->bytes_received)
-		see_first_byte((void *)ctx[1], g);
-	see_windows(sk, tp, g);
+	/* With nothing in flight this side has no round trip to measure: the common case of a receiver. */
 	if (tp->packets_out)
 		sample_rtt(tp, g);
+	first = !tp->bytes_received && !g->first_byte_us && g->established_ns;
+	answer = g->direction == DIRECTION_ACTIVE && tp->snd_nxt != g->asked_seq;
+	ready = sees_reads && tp->rcv_nxt == tp->copied_seq;
+	if ((first || answer || ready) && has_payload(skb, tp)) {
+		if (first)
+			see_first_byte(g);
+		if (answer)
+			see_answer(tp, g);
+		if (ready && is_next(skb, tp))
+			g->ready_at = clock_us();
+	}
+	if (!g->accept_wait_us && sk->sk_socket)
+		bound_accept(g);
+	see_windows(sk, tp, g);
+	if (!tp->snd_wnd && opens_window(skb))
+		see_open(g, WINDOW_PEER, clock_us());
 	return 0;
 }

@@ -75,8 +75,9 @@ pub(crate) fn render(samples: &[Sample], about: &About) -> Result<Exposition, fm
 
 /// A row of the table; nothing where the program that feeds it does not run.
 fn of_containers(at: usize, metric: &'static Metric, samples: &[Sample], about: &About) -> Option<Family> {
-    let fed = |p: &ProgramStats| p.program.name == metric.program && p.status == Status::Attached;
-    about.programs.iter().any(fed).then(|| Family {
+    let runs =
+        |name: &str| about.programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
+    (runs(metric.program) && !metric.unless.is_some_and(runs)).then(|| Family {
         name: metric.name,
         kind: metric.kind,
         help: metric.help,
@@ -108,16 +109,17 @@ fn each(
     numbers: &[u64],
     value: impl Fn(u64) -> Value,
 ) -> Vec<(LabelPairs, Value)> {
-    let values = metric.label.map_or(&[][..], |label| label.values);
-    let name = metric.label.map_or("", |label| label.name);
-    let one = |(of, n): (Option<&'static str>, &u64)| {
-        of.map(|of| {
-            let mut pairs = owner(labels);
-            pairs.push((name, of.to_owned()));
-            (pairs, value(*n))
-        })
+    let one = |(at, n): (usize, &u64)| {
+        let mut pairs = owner(labels);
+        let mut rest = numbers.len();
+        for label in metric.labels {
+            rest /= label.values.len();
+            let value = label.values.get(at / rest % label.values.len()).copied().flatten()?;
+            pairs.push((label.name, value.to_owned()));
+        }
+        Some((pairs, value(*n)))
     };
-    values.iter().copied().zip(numbers).filter_map(one).collect()
+    numbers.iter().enumerate().filter_map(one).collect()
 }
 
 fn owner(labels: &Labels) -> LabelPairs {

@@ -43,6 +43,7 @@ impl Gauge {
         let options = Options {
             totals: true,
             max_cgroups: args.max_cgroups,
+            read_delay: args.read_delay,
             measure: !args.no_program_stats,
             filter: Filter::default(),
             owner: owner(directory.layout()),

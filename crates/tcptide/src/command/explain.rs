@@ -36,7 +36,7 @@ struct Explained {
 
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     // With samples, so that closed windows are seen between the looks too.
-    let options = Options { rows: ROWS, samples: true, ..Options::default() };
+    let options = Options { rows: ROWS, samples: true, read_delay: true, ..Options::default() };
     let mut session = Session::start(&args.filter, &args.output, options)?;
     session.insist_on_owners()?;
     let is_asked_for = |row: &record::Connection| args.connection.is_none_or(|cookie| cookie == row.cookie);

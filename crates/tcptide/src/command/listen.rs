@@ -1,17 +1,30 @@
-//! `tcptide listen`: listening sockets, how full their queues are, and what they turned away.
+//! `tcptide listen`: listening sockets, how full their queues are, what they turned away, and how long connections wait
+//! for `accept()`.
 
-use model::connection::{Connection, Queues};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use model::{
+    connection::{Connection, Event, Queues, local},
+    histogram::{Histogram, Scale},
+    record,
+};
 use probe::Options;
+use serde::Serialize;
 
 use super::{
     conns::{ROWS, process},
     endpoint, explain_nothing, owner, print,
 };
 use crate::{
-    args::LookArgs,
+    args::ListenArgs,
     output::{
+        say,
         style::Role,
         table::{Cell, Column},
+        units,
     },
     session::{Session, connection},
 };
@@ -28,51 +41,180 @@ const COLUMNS: &[Column] = &[
     Column::right("COOKIE").wide_only(),
 ];
 
-pub(crate) fn run(args: &LookArgs) -> anyhow::Result<()> {
-    let options = Options { follow: false, rows: ROWS, ..Options::default() };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+const WATCHED: &[Column] = &[
+    Column::left("CONTAINER").shrinks_to(10),
+    Column::left("PROCESS").shrinks_to(7).rank(2),
+    Column::left("LOCAL").shrinks_to(12),
+    Column::right("ACCEPT QUEUE"),
+    Column::right("LIMIT"),
+    Column::right("SYN QUEUE").rank(3),
+    Column::right("DROPS"),
+    Column::right("OVERFLOWS").rank(4),
+    Column::right("ACCEPTED"),
+    Column::right("WAIT P50"),
+    Column::right("P99"),
+    Column::right("NETNS").wide_only(),
+    Column::right("COOKIE").wide_only(),
+];
+
+/// A listener, and what happened there between two looks.
+#[derive(Serialize)]
+struct Listener {
+    #[serde(flatten)]
+    connection: Connection,
+    #[serde(skip)]
+    queues: Queues,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watched: Option<Watched>,
+}
+
+#[derive(Serialize)]
+struct Watched {
+    /// Packets turned away.
+    drops: u32,
+    /// Times that the accept queue was full when somebody came; absent where that is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overflows: Option<u32>,
+    /// From the completed handshake to `accept()`, of connections that were made and accepted meanwhile.
+    accept_wait: Histogram,
+    /// Whether these times are upper bounds.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    accept_wait_is_bound: bool,
+}
+
+/// How long connections waited, by cookie, and by network namespace and local end.
+type Waits = BTreeMap<(u32, IpAddr, Option<u16>), HashMap<u64, u32>>;
+
+pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
+    let ListenArgs { look, duration } = args;
+    let options = Options {
+        follow: duration.is_some(),
+        events: duration.map_or(0, |_| Event::Close.bit()),
+        rows: ROWS,
+        ..Options::default()
+    };
+    let mut session = Session::start(&look.filter, &look.output, options)?;
     session.insist_on_owners()?;
-    let mut listeners: Vec<(Connection, Queues)> = Vec::new();
+    let mut waits = Waits::new();
+    let mut before = HashMap::new();
+    if duration.is_some() {
+        session.walk(|row, _, _| {
+            before.insert(row.cookie, (row.drops, row.overflows));
+        })?;
+        say!("looking again in {:?}", duration.unwrap_or_default());
+        session.stream(
+            *duration,
+            |event, _, _| {
+                note(&mut waits, event);
+                Ok(())
+            },
+            |_| Ok(()),
+        )?;
+    }
+    let is_exact = session.monitor.is_attached("accepted");
+    let mut listeners = Vec::new();
+    let mut seen = HashSet::new();
     let walk = session.walk(|row, container, clock| {
+        // A walk in several parts may meet a socket again.
+        if !seen.insert(row.cookie) {
+            return;
+        }
         let connection = connection(row, container, clock, false);
-        if let Some(queues) = connection.queues {
-            listeners.push((connection, queues));
+        match connection.queues {
+            Some(queues) => {
+                let (drops, overflows) = before.get(&row.cookie).copied().unwrap_or_default();
+                let watched = duration.map(|_| Watched {
+                    drops: queues.drops.wrapping_sub(drops),
+                    overflows: queues.overflows.map(|n| n.wrapping_sub(overflows)),
+                    accept_wait: Histogram::new(&Scale::CONNECT),
+                    accept_wait_is_bound: !is_exact,
+                });
+                listeners.push(Listener { connection, queues, watched });
+            }
+            None => note(&mut waits, row),
         }
     })?;
-    // The fullest first, then by name and port.
-    listeners.sort_by(|(a, queued), (b, others)| {
-        let of = |c: &Connection| (c.container.name.clone(), c.local.port, c.cookie);
-        (others.accept, others.drops).cmp(&(queued.accept, queued.drops)).then_with(|| of(a).cmp(&of(b)))
-    });
-    // A walk in several parts may meet a socket again.
-    listeners.dedup_by_key(|(listener, _)| listener.cookie);
-    match args.output.output.encoding() {
-        Some(_) => {
-            let listeners: Vec<_> = listeners.iter().map(|(listener, _)| listener).collect();
-            print(args.output.output, &listeners, COLUMNS, |_| Vec::new())?;
-        }
-        None => print(args.output.output, &listeners, COLUMNS, |(listener, queues)| row(listener, *queues))?,
+    if duration.is_some() {
+        session.fetch(|event, _, _| {
+            note(&mut waits, event);
+            Ok(())
+        })?;
     }
+    share_out(&waits, &mut listeners);
+    // The fullest first, then by name and port.
+    listeners.sort_by(|a, b| {
+        let of = |l: &Listener| {
+            (l.connection.container.name.clone(), l.connection.local.port, l.connection.cookie)
+        };
+        (b.queues.accept, b.queues.drops)
+            .cmp(&(a.queues.accept, a.queues.drops))
+            .then_with(|| of(a).cmp(&of(b)))
+    });
+    let columns = if duration.is_some() { WATCHED } else { COLUMNS };
+    print(look.output.output, &listeners, columns, row)?;
     explain_nothing(&session, listeners.len(), walk.sockets, "sockets");
     session.report_losses();
     Ok(())
 }
 
-fn row(listener: &Connection, queues: Queues) -> Vec<Cell> {
+/// Takes the wait of an accepted connection. It is in the last walk or in an event before it, or in both: those that closed
+/// in between are told twice, and counted once.
+fn note(waits: &mut Waits, r: &record::Connection) {
+    if r.accept_wait_us == 0 {
+        return;
+    }
+    let end = local(r);
+    waits.entry((r.netns, end.address, end.port)).or_default().insert(r.cookie, r.accept_wait_us);
+}
+
+/// A connection came through the listener at its very address, or else through one at every address. Those that share one
+/// (SO_REUSEPORT) share what is told of it.
+fn share_out(waits: &Waits, listeners: &mut [Listener]) {
+    for ((netns, address, port), waits) in waits {
+        let at = |l: &Listener, address: Option<IpAddr>| {
+            let c = &l.connection;
+            c.netns == *netns
+                && c.local.port == *port
+                && address.map_or(c.local.address.is_unspecified(), |address| c.local.address == address)
+        };
+        let exact = listeners.iter().any(|l| at(l, Some(*address))).then_some(*address);
+        for listener in listeners.iter_mut().filter(|l| at(l, exact)) {
+            if let Some(watched) = &mut listener.watched {
+                for us in waits.values() {
+                    watched.accept_wait.record(u64::from(*us));
+                }
+            }
+        }
+    }
+}
+
+fn row(listener: &Listener) -> Vec<Cell> {
+    let Listener { connection, queues, watched } = listener;
     let queue = Cell::new(&queues.accept.to_string());
-    vec![
-        owner(&listener.container).into(),
-        listener.process.as_ref().map(process).into(),
-        endpoint(&listener.local).into(),
+    let turned_away = |n: u32| if n == 0 { "0".into() } else { Cell::new(&n.to_string()).role(Role::Warn) };
+    let mut cells = vec![
+        owner(&connection.container).into(),
+        connection.process.as_ref().map(process).into(),
+        endpoint(&connection.local).into(),
         // One more than the limit is let in, so that a backlog of 0 takes one.
         if queues.accept > queues.limit { queue.role(Role::Bad) } else { queue },
         queues.limit.to_string().into(),
         queues.syn.to_string().into(),
-        match queues.drops {
-            0 => "0".into(),
-            n => Cell::new(&n.to_string()).role(Role::Warn),
-        },
-        listener.netns.to_string().into(),
-        listener.cookie.to_string().into(),
-    ]
+    ];
+    match watched {
+        None => cells.push(turned_away(queues.drops)),
+        Some(Watched { drops, overflows, accept_wait, accept_wait_is_bound }) => {
+            let mark = if *accept_wait_is_bound { "≤" } else { "" };
+            let wait = |q| accept_wait.quantile(q).map(|us| format!("{mark}{}", units::duration(us)));
+            cells.extend([
+                turned_away(*drops),
+                overflows.map_or_else(|| None::<String>.into(), turned_away),
+                accept_wait.count().to_string().into(),
+                wait(0.5).into(),
+                wait(0.99).into(),
+            ]);
+        }
+    }
+    cells.extend([connection.netns.to_string().into(), connection.cookie.to_string().into()]);
+    cells
 }

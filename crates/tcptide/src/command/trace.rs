@@ -42,7 +42,12 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
-    let options = Options { events: args.events(), buffer: args.stream.buffer << 20, ..Options::default() };
+    let options = Options {
+        events: args.events(),
+        buffer: args.stream.buffer << 20,
+        read_delay: args.read_delay,
+        ..Options::default()
+    };
     let mut session = Session::start(&args.filter, &args.output, options)?;
     let zone = TimeZone::system();
     let format = args.output.output;

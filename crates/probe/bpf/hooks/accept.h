@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Hook:    fexit/inet_csk_accept
+ * Context: process: a task accepts. The listener was locked, and is no more.
+ * Feeds:   how long a connection waited for accept(). Kernels may refuse such programs; then a bound is taken where the
+ *          connection is first seen in use.
+ */
+#include "../gauge.h"
+
+SEC("fexit/inet_csk_accept")
+int accepted(__u64 *ctx)
+{
+	struct sock *sk;
+	struct gauge *g;
+	struct totals *t;
+	__u64 us;
+
+	/* What it returned comes after its arguments. clang would make one load of these two, which the kernel refuses. */
+	if (accept_has_argument)
+		asm volatile("%0 = *(u64 *)(%1 + 16)" : "=r"(sk) : "r"(ctx));
+	else
+		asm volatile("%0 = *(u64 *)(%1 + 32)" : "=r"(sk) : "r"(ctx));
+	if (!sk)
+		return 0;
+	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	if (!g || !g->established_ns || g->accept_wait_us)
+		return 0;
+	us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
+	g->accept_wait_us = at_most_32(us) ?: 1;
+	/* It is the process that will use it, as far as anybody knows yet. */
+	learn_process(g);
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	if (t)
+		sample_time(t->accept_wait, t->accept_wait_sum_us, us);
+	return 0;
+}
