@@ -56,10 +56,11 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "rtt",
         hook: "tp_btf/tcp_probe",
-        feeds: "round-trip time distribution, closed windows, time to the first byte",
+        feeds: "round-trip time distribution, closed windows, times to the first byte and to answers",
         required: false,
         needed: |options| {
-            options.follow && (options.totals || options.samples || options.wants(event::EVENT_ZERO_WINDOW))
+            let tells = options.wants(event::EVENT_CLOSE) || options.wants(event::EVENT_ZERO_WINDOW);
+            options.follow && (options.totals || options.samples || options.read_delay || tells)
         },
     },
     Program {
@@ -72,9 +73,9 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         name: "retransmit_synack",
         hook: "tp_btf/tcp_retransmit_synack",
-        feeds: "retransmitted SYN-ACKs",
+        feeds: "retransmitted SYN-ACKs, and how long such handshakes took",
         required: false,
-        needed: |options| options.totals,
+        needed: |options| options.follow,
     },
     Program {
         name: "reset_sent",

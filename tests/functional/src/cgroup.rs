@@ -78,6 +78,21 @@ impl Cgroup {
         wrapped(shell, command)
     }
 
+    /// Makes this process a member while `inside` runs: the sockets made there belong to the cgroup for good.
+    pub fn host<T>(&self, inside: impl FnOnce() -> Result<T>) -> Result<T> {
+        let join = |folder: &Path| {
+            let members = folder.join("cgroup.procs");
+            fs::write(&members, "0").with_context(|| format!("joining {}", members.display()))
+        };
+        let own = fs::read_to_string("/proc/self/cgroup").context("reading /proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2")?;
+        let own = mount_point()?.join(own);
+        join(&self.folder)?;
+        let result = inside();
+        join(&own)?;
+        result
+    }
+
     /// The processes in it, as this pid namespace numbers them.
     pub fn processes(&self) -> Result<Vec<i32>> {
         let file = self.folder.join("cgroup.procs");

@@ -41,6 +41,20 @@ pub struct Connection {
     pub opened_at: Option<String>,
     /// Duration of the handshake, active side.
     pub connect_us: Option<u64>,
+    /// From the SYN received to the completed handshake, passive side.
+    pub handshake_us: Option<u64>,
+    /// From then to `accept()`, passive side.
+    pub accept_wait_us: Option<u64>,
+    /// Whether it was no more than that.
+    #[serde(default)]
+    pub accept_wait_is_bound: bool,
+    /// Nobody has accepted it yet.
+    #[serde(default)]
+    pub waits_for_accept: bool,
+    /// From the last data sent to the next received, active side.
+    pub response_us: Option<u64>,
+    /// How long data waited to be read.
+    pub read_delay: Option<ReadDelay>,
     /// Since the opening.
     pub duration_us: Option<u64>,
     /// Payload sent, each byte once.
@@ -76,8 +90,14 @@ pub struct Connection {
     pub zero_windows: ZeroWindows,
     /// What lies in buffers; a listener has none.
     pub buffered: Option<Buffered>,
+    /// Congestion states other than open.
+    pub congestion_states: Option<CongestionStates>,
     /// Both ends agreed on ECN.
     pub ecn: bool,
+    /// What became of Fast Open.
+    pub fast_open: Option<String>,
+    /// The MPTCP connection that this is a subflow of.
+    pub mptcp_token: Option<String>,
     /// What a retransmit or a reset was.
     pub kind: Option<String>,
     /// How it ended.
@@ -181,13 +201,62 @@ pub struct Limited {
     pub sndbuf: u64,
 }
 
-/// Times that a receive window was seen closed.
+/// Times that a receive window was seen closed, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ZeroWindows {
     /// The peer's.
     pub peer: u64,
+    /// In microseconds.
+    pub peer_us: u64,
     /// The own.
     pub own: u64,
+    /// In microseconds.
+    pub own_us: u64,
+}
+
+impl ZeroWindows {
+    /// How often: the peer's, the own.
+    pub fn times(&self) -> (u64, u64) {
+        (self.peer, self.own)
+    }
+}
+
+/// A congestion state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct CongestionState {
+    /// Times that it was entered.
+    pub entered: u64,
+    /// Time in it, in microseconds.
+    pub us: u64,
+}
+
+/// Congestion states other than open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct CongestionStates {
+    /// Out of order, or missing.
+    pub disorder: CongestionState,
+    /// A congestion mark, or a local queue.
+    pub cwr: CongestionState,
+    /// Losses are mended.
+    pub recovery: CongestionState,
+    /// The timer has expired.
+    pub loss: CongestionState,
+}
+
+impl CongestionStates {
+    /// Each with its name.
+    pub fn by_name(&self) -> [(&'static str, CongestionState); 4] {
+        [("disorder", self.disorder), ("cwr", self.cwr), ("recovery", self.recovery), ("loss", self.loss)]
+    }
+}
+
+/// Received data that was read later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ReadDelay {
+    /// How often there was something to read after nothing had been.
+    pub times: u64,
+    /// From these to the next read, added up, in microseconds.
+    pub total_us: u64,
 }
 
 /// Bytes in buffers, and those that the receivers would take.

@@ -17,6 +17,7 @@ use two_ends::{Ends, SOON, SOUND, Told};
 
 const BYTES: u64 = 3_000_000;
 const DSACKS: &[&str] = &["TcpExtTCPDSACKRecv", "TcpExtTCPDSACKOfoRecv"];
+const RECOVERIES: &[&str] = &["TcpExtTCPSackRecovery", "TcpExtTCPRenoRecovery"];
 const REORDERINGS: &[&str] = &["TcpExtTCPSACKReorder", "TcpExtTCPTSReorder", "TcpExtTCPRenoReorder"];
 
 /// A path of so long each way, which does nothing else.
@@ -99,6 +100,14 @@ fn a_lost_segment_is_held_for_lost_and_sent_again() {
     assert!(close.retransmits.total >= dropped && close.retransmits.fast > 0, "{dropped} {close:?}");
     assert_eq!(close.retransmits.total, carried.client.end.kernel(&["TcpRetransSegs"]));
     assert_eq!(reorderings, carried.seen.count("reord_seen"));
+    let states = close.congestion_states.unwrap();
+    assert_eq!(states.recovery.entered, carried.client.end.kernel(RECOVERIES));
+    // Each takes a round trip at least.
+    assert!(
+        states.recovery.us >= states.recovery.entered * 10_000 && states.recovery.entered > 0,
+        "{states:?}"
+    );
+    assert!(states.recovery.us + states.loss.us <= close.duration_us.unwrap() && states.cwr.entered == 0);
     // Some may have been told of after that.
     assert!(duplicates >= carried.seen.count("dsack_dups"), "{close:?}");
     assert!(reorderings == 0 && ce_marked.is_none() && carried.looked.ssthresh.is_some(), "{close:?}");
@@ -210,6 +219,8 @@ fn a_congestion_mark_is_told_by_its_receiver() {
     assert_eq!(server.path.ce_marked, Some(0));
     // The sender slows down, and has nothing to send again.
     assert!(carried.looked.ssthresh.is_some(), "{client:?}");
+    let states = client.congestion_states.unwrap();
+    assert!(states.cwr.entered > 0 && states.cwr.us > 0 && states.recovery.entered == 0, "{states:?}");
     carried.client.is_lossless();
 }
 
@@ -273,6 +284,14 @@ fn the_handshakes_rtt_is_the_first_that_the_kernel_measured() {
         assert_eq!(handshakes, seen);
         assert!(handshakes.iter().all(|&us| us >= round_trip.start), "{handshakes:?}");
         let connect = active.connect_us.unwrap();
+        // The server's handshake begins with the SYN that it received, and is over when its SYN-ACK is answered.
+        let took = passive.handshake_us.unwrap();
+        assert!(active.handshake_us.is_none());
+        if direction == Direction::BToA {
+            assert!((900_000..passive.duration_us.unwrap() + connect).contains(&took), "{took}");
+        } else {
+            assert_eq!(took, handshakes[1]);
+        }
         assert!(connect >= sent_again * 1_000_000 + round_trip.start, "{connect}");
         if direction == Direction::AToB {
             assert!(handshakes.iter().all(|us| round_trip.contains(us)), "{handshakes:?}");

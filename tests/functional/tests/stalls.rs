@@ -116,9 +116,14 @@ fn a_receiver_that_stops_reading_keeps_its_sender_waiting() {
     assert!(receiver.close().limited_us.busy < 100_000 && receiver.close().limited_us.rwnd == 0);
 
     assert_eq!(receiver.end.kernel(&["TcpExtTCPFromZeroWindowAdv"]), advertised);
-    assert_eq!(sender.close().zero_windows, ZeroWindows { peer: advertised, own: 0 });
+    assert_eq!(sender.close().zero_windows.times(), (advertised, 0));
     let own = receiver.close().zero_windows.own;
     assert!(receiver.close().zero_windows.peer == 0 && (STALLS..=advertised).contains(&own), "{own}");
+    // Each window was closed for as long as the server stood still, but for what it took to fill and to open it.
+    let least = A_PROBE.as_micros() as u64 * STALLS;
+    for closed in [sender.close().zero_windows.peer_us, receiver.close().zero_windows.own_us] {
+        assert!((least..=stopped + A_LOOK_US).contains(&closed), "{closed} of {stopped}");
+    }
     for (told, kind, times) in [(&sender, "peer", advertised), (&receiver, "own", own)] {
         let kinds: Vec<_> = told.zero_windows.0.iter().map(|event| event.kind.as_deref()).collect();
         assert_eq!(kinds, vec![Some(kind); times as usize]);

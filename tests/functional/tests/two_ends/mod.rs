@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use functional::cgroup::Cgroup;
-use functional::connections::{Connection, Connections, Limited, Path};
+use functional::connections::{CongestionStates, Connection, Connections, Limited, Path};
 use functional::forwarder::{Direction, Forwarder, Impairment};
 use functional::netns::Netns;
 use functional::process::wait_until;
@@ -257,6 +257,7 @@ impl Told {
         assert_eq!((retransmits.total, path.reorderings), (kernel("TcpRetransSegs"), 0));
         assert!(retransmits.tlp <= kernel("TcpExtTCPLossProbes"), "{retransmits:?}");
         if kernel("TcpExtTCPTimeouts") == 0 {
+            assert_eq!(self.close().congestion_states.unwrap().loss.entered, 0);
             assert_eq!((path.lost, retransmits.total), (0, retransmits.tlp), "{retransmits:?}");
         }
     }
@@ -284,14 +285,27 @@ impl Told {
             let counted = self.end.counted(&self.scrape, "tcptide_zero_windows_total", &[("of", of)]);
             assert_eq!(counted as u64, sum, "{of} {:?}", self.zero_windows);
         }
+        let seconds = |name, label, value, us: u64| {
+            let seconds = self.end.counted(&self.scrape, name, &[(label, value)]);
+            assert!((seconds * 1e6 - us as f64).abs() < 1000.0, "{name} {value}: {seconds} s, {us} us");
+        };
+        seconds("tcptide_zero_window_seconds_total", "of", "peer", self.sum(|c| c.zero_windows.peer_us));
+        seconds("tcptide_zero_window_seconds_total", "of", "own", self.sum(|c| c.zero_windows.own_us));
+        for at in 0..4 {
+            let state = |c: &Connection| c.congestion_states.unwrap().by_name()[at].1;
+            let name = CongestionStates::default().by_name()[at].0;
+            seconds("tcptide_congestion_seconds_total", "state", name, self.sum(|c| state(c).us));
+            let entered =
+                self.end.counted(&self.scrape, "tcptide_congestion_entered_total", &[("state", name)]);
+            assert_eq!(entered as u64, self.sum(|c| state(c).entered), "{name}");
+        }
         let nothing = |Limited { busy, rwnd, sndbuf }| busy - rwnd - sndbuf;
         for (by, us) in [
             ("nothing", self.sum(|close| nothing(close.limited_us))),
             ("rwnd", self.sum(|close| close.limited_us.rwnd)),
             ("sndbuf", self.sum(|close| close.limited_us.sndbuf)),
         ] {
-            let seconds = self.end.counted(&self.scrape, "tcptide_limited_seconds_total", &[("by", by)]);
-            assert!((seconds * 1e6 - us as f64).abs() < 1000.0, "limited by {by}: {seconds} s, {us} us");
+            seconds("tcptide_limited_seconds_total", "by", by, us);
         }
     }
 }
