@@ -32,6 +32,8 @@ program bpftool     bpftool         bpftool                       bpf       bpft
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
 program python3     python3-minimal python3                       python    python3          python3
 program iptables    iptables        iptables                      iptables  iptables         iptables
+program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
+program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark
 program dockerd     docker.io       moby-engine                   docker    docker           docker
 program docker      docker.io       moby-engine                   docker    docker-cli       docker
 program podman      podman          podman                        podman    podman           podman

@@ -101,7 +101,7 @@ fn a_connection_without_fast_open_says_nothing_of_it() {
 fn tokens(netns: &Netns) -> Vec<String> {
     let text = output(netns.command("ss").args(["-M", "-n", "-i", "-H", "-O"])).unwrap();
     let tokens = text.split_whitespace().filter_map(|word| word.strip_prefix("token:"));
-    tokens.map(|token| format!("{:0>8}", token)).collect()
+    tokens.map(|token| format!("{token:0>8}")).collect()
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A client and a server with a path between them, and what tcptide, `ss` and the kernel say of each.
 
+#![allow(dead_code)] // no story uses all of it
+
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
