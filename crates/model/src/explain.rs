@@ -19,6 +19,8 @@ const LIMITING: f64 = 0.2;
 const LOSSY: f64 = 0.01;
 /// Up to this share of the time with data to send, a connection has next to nothing to do.
 const IDLE: f64 = 0.1;
+/// With so many segments on their way, receivers acknowledge at once: each second one.
+const SEVERAL: f64 = 2.0;
 /// From here on waiting in queues is worth a word, us.
 const QUEUEING_US: u32 = 5_000;
 
@@ -110,6 +112,11 @@ impl<'a> Change<'a> {
     /// The least that lay there at both looks.
     fn standing(&self, of: impl Fn(&Connection) -> u32) -> u32 {
         of(self.after).min(self.before.map_or(0, of))
+    }
+
+    /// Segments on their way at a time, on average.
+    fn in_flight(&self) -> f64 {
+        f64::from(self.grown(|c| c.since.segments_out)) * f64::from(self.after.srtt_us) / self.interval_us
     }
 
     fn busy(&self) -> f64 {
@@ -218,8 +225,9 @@ impl<'a> Change<'a> {
     fn network_delay(&self) -> Option<Verdict> {
         let (srtt, least) = (self.after.srtt_us, self.after.min_rtt_us);
         let waiting = srtt.saturating_sub(least);
-        // A receiver that is slow keeps acknowledgements back, too.
-        let known = srtt > 0 && least != u32::MAX && self.receiver_slow().is_none();
+        // A receiver that is slow keeps acknowledgements back, too; and any receiver does, for a segment on its own.
+        let known =
+            srtt > 0 && least != u32::MAX && self.receiver_slow().is_none() && self.in_flight() >= SEVERAL;
         (known && waiting >= QUEUEING_US.max(least) && self.busy() >= LIMITING).then(|| Verdict {
             cause: Cause::NetworkDelay,
             share: f64::from(waiting) / f64::from(srtt.max(1)),
@@ -318,6 +326,8 @@ mod tests {
         queued.limited_us[limit::LIMIT_NONE] = 900_000;
         assert_eq!(causes(&queued), [Cause::RoundTrips]);
         queued.srtt_us = 60_000;
+        assert_eq!(causes(&queued), [Cause::RoundTrips], "delayed acknowledgements of a few segments");
+        queued.since.segments_out = 1000;
         assert_eq!(causes(&queued), [Cause::NetworkDelay]);
 
         let unread = Connection { unread: 60_000, receive_window: 5_000, ..connection() };

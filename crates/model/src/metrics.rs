@@ -300,7 +300,7 @@ table! {
         program: "lifecycle", fields: [fast_open], read: |t, _| Reading::EachSeen(t.fast_open.to_vec())
     }
     "tcptide_queueing_delay_seconds" Histogram {
-        help: "How long segments wait on their way: smoothed RTT less the least one. A sample of each connection that moved since the last look, and one at its end.",
+        help: "How long segments wait on their way: smoothed RTT less the least one; acknowledgements that a receiver holds back count, too. A sample of each connection that moved since the last look, and one at its end.",
         source: "tcp_sock.srtt_us, rtt_min",
         program: "walk", fields: [queueing, queueing_sum_us],
         read: |t, _| distribution(&Scale::RTT, &t.queueing, t.queueing_sum_us)

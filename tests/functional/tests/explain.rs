@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use functional::forwarder::{Forwarder, Impairment};
 use functional::netns::Netns;
@@ -12,6 +14,7 @@ use functional::process::wait_until;
 use functional::tcptide::Tcptide;
 use functional::witness::sockets;
 use functional::workload::{self, Running};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -65,6 +68,7 @@ fn who_does_not_read_and_who_does_not_accept_is_told() {
             assert_eq!(causes(&said, listening, Some(full_port)), ["slow_to_read"]);
             assert_eq!(causes(&said, port(idle.local_addr()), None), ["nothing_to_send"]);
             assert_eq!(causes(&said, listening, Some(port(idle.local_addr()))), ["nothing_to_send"]);
+            assert_eq!(causes(&said, listening, Some(port(waiting[0].local_addr()))), ["slow_to_accept"]);
             let listens: Vec<_> =
                 said.iter().filter(|one| one["connection"]["state"] == "listen").cloned().collect();
             assert_eq!(causes(&listens, listening, None), ["slow_to_accept"]);
@@ -77,6 +81,72 @@ fn who_does_not_read_and_who_does_not_accept_is_told() {
         .unwrap();
     // Those held back come first.
     assert_ne!(said[0]["verdicts"][0]["cause"], "nothing_to_send");
+}
+
+#[test]
+fn who_reads_late_is_told() {
+    let netns = Netns::new("explain-late").unwrap();
+    netns
+        .enter(|| {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let to = listener.local_addr()?;
+            let (mut client, other) = (TcpStream::connect(to)?, TcpStream::connect(to)?);
+            let [(mut late, _), (in_time, _)] = [listener.accept()?, listener.accept()?];
+            let [from, other_from] = [&client, &other].map(|end| port(end.local_addr()));
+            let writing = thread::spawn(move || {
+                // Until the reader has gone.
+                while client.write_all(&[0; 1000]).is_ok() {
+                    thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let reading = thread::spawn(move || {
+                let until = Instant::now() + Duration::from_secs(5);
+                while Instant::now() < until {
+                    thread::sleep(Duration::from_millis(150));
+                    late.read(&mut [0; 100_000]).unwrap();
+                }
+            });
+            let said = explain(to.port(), "3s");
+            assert_eq!(causes(&said, to.port(), Some(from)), ["slow_to_read"], "{said:?}");
+            // Its acknowledgements come late, which nobody is to blame for.
+            let sender = causes(&said, from, None).remove(0);
+            assert!(["round_trips", "nothing_to_send"].contains(&sender.as_str()), "{sender}");
+            assert_eq!(causes(&said, to.port(), Some(other_from)), ["nothing_to_send"]);
+            reading.join().unwrap();
+            writing.join().unwrap();
+            drop((other, in_time));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_small_send_buffer_is_told() {
+    let [a, b] = ["explain-a", "explain-b"].map(|name| Netns::new(name).unwrap());
+    let [at_a, at_b] = [1, 2].map(|host| Ipv4Addr::new(198, 18, 66, host));
+    let way = Impairment { delay: Duration::from_millis(20), ..Impairment::default() };
+    let _path = Forwarder::between(&a, at_a.into(), &b, at_b.into(), way).unwrap();
+    let listener = b.enter(|| Ok(TcpListener::bind((at_b, 0))?)).unwrap();
+    let at = listener.local_addr().unwrap();
+    let mut client = a.enter(|| Ok(TcpStream::connect(at)?)).unwrap();
+    set_socket_send_buffer_size(&client, 4096).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let from = port(client.local_addr());
+    let reading = thread::spawn(move || while server.read(&mut [0; 100_000]).unwrap() > 0 {});
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                client.write_all(&[0; 100_000]).unwrap();
+            }
+            drop(client);
+        });
+        let said = explain(at.port(), "3s");
+        over.store(true, Ordering::Relaxed);
+        let causes = causes(&said, from, None);
+        assert_eq!(causes, ["send_buffer"], "{said:?}");
+    });
+    reading.join().unwrap();
 }
 
 /// A sender of one long stream over a path, and what is said of it.
