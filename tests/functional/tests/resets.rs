@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use functional::connections::{Trace, own_cgroup};
+use functional::forwarder::{Direction, Forwarder, Impairment};
 use functional::netns::Netns;
 use functional::process::wait_until;
 use functional::samples::Scrape;
@@ -102,4 +104,55 @@ fn resets_are_told_by_the_state_that_they_ended() {
         let by_state = scrape.sum("tcptide_resets_by_state_total", &labels);
         assert_eq!(by_state, scrape.sum("tcptide_resets_total", &labels), "{direction}");
     }
+}
+
+/// Sets a limit of the whole host until it is dropped.
+struct Limit {
+    before: String,
+}
+
+impl Limit {
+    const AT: &str = "/proc/sys/net/ipv4/tcp_max_orphans";
+
+    fn set(value: &str) -> Self {
+        let before = fs::read_to_string(Self::AT).unwrap();
+        fs::write(Self::AT, value).unwrap();
+        Self { before }
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        fs::write(Self::AT, &self.before).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "sets a limit of the whole host: make test-vm runs it"]
+fn a_connection_that_is_one_too_many_without_a_process_is_orphaned() {
+    let [near, far] = ["orphan-a", "orphan-b"].map(|name| Netns::new(name).unwrap());
+    let [at_a, at_b] = [1, 2].map(|host| IpAddr::from([198, 18, 92, host]));
+    let path = Forwarder::between(&near, at_a, &far, at_b, Impairment::default()).unwrap();
+    let trace = Trace::start(&near, &["--events", "close"]).unwrap();
+    let before = NetCounters::of(&near).unwrap();
+    let listener = far.enter(|| Ok(TcpListener::bind((at_b, 7000))?)).unwrap();
+    let at = listener.local_addr().unwrap();
+    let [orderly, mut unanswered] = [(); 2].map(|()| near.enter(|| Ok(TcpStream::connect(at)?)).unwrap());
+    let servers = [(); 2].map(|()| listener.accept().unwrap().0);
+    orderly.shutdown(Shutdown::Write).unwrap();
+    path.drop_if(Direction::BToA, |_| true);
+    unanswered.write_all(b"is there anybody?").unwrap();
+    let limit = Limit::set("0");
+    drop(unanswered);
+    drop(limit);
+    trace.wait_for("close", 1).unwrap();
+    path.drop_if(Direction::BToA, |_| false);
+    drop(orderly);
+    drop(servers);
+    trace.wait_for("close", 2).unwrap();
+    let kernel = NetCounters::of(&near).unwrap().since(&before);
+    assert_eq!(kernel.get("TcpExtTCPAbortOnMemory"), 1);
+    let mut closed = trace.end().unwrap();
+    assert_eq!(closed.0.remove(0).close.unwrap().reason, "orphaned");
+    assert_ne!(closed.one().unwrap().reason(), "orphaned");
 }

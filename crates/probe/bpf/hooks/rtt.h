@@ -41,14 +41,11 @@ static __always_inline bool opens_window(struct sk_buff *skb)
 	return window;
 }
 
-static __always_inline void see_first_byte(struct gauge *g)
+static __always_inline void see_first_byte(struct gauge *g, struct totals *t, __u64 now)
 {
-	struct totals *t;
-	__u64 us;
+	__u64 us = (now - g->established_ns) / 1000 ?: 1;
 
-	us = (bpf_ktime_get_ns() - g->established_ns) / 1000 ?: 1;
 	g->first_byte_us = at_most_32(us);
-	t = wants_totals && g->direction == DIRECTION_ACTIVE ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		sample_time(t->first_byte, t->first_byte_sum_us, us);
 }
@@ -57,21 +54,24 @@ static __always_inline void see_first_byte(struct gauge *g)
  * Data came after this side had sent some: an answer, as far as TCP can tell. As RTT samples are, no more than one in
  * sample_interval_us, so that a connection that talks without end drowns none that does not.
  */
-static __always_inline void see_answer(struct tcp_sock *tp, struct gauge *g)
+static __always_inline bool is_due(struct tcp_sock *tp, struct gauge *g)
 {
 	__u32 now = tp->tcp_mstamp;
-	struct totals *t;
-	__s64 ns;
 
 	g->asked_seq = tp->snd_nxt;
 	if (g->response_us && now - g->answered_at < sample_interval_us)
-		return;
+		return false;
 	g->answered_at = now;
-	ns = bpf_ktime_get_ns() - tp->tcp_wstamp_ns;
+	return true;
+}
+
+static __always_inline void see_answer(struct tcp_sock *tp, struct gauge *g, struct totals *t, __u64 now)
+{
+	__s64 ns = now - tp->tcp_wstamp_ns;
+
 	if (ns < 0)
 		return; /* paced: what was sent last has not left yet */
 	g->response_us = at_most_32(ns / 1000) ?: 1;
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		sample_time(t->response, t->response_sum_us, ns / 1000);
 }
@@ -84,6 +84,8 @@ int rtt(__u64 *ctx)
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
 	bool first, answer, ready;
+	struct totals *t;
+	__u64 now;
 
 	if (!g)
 		return 0;
@@ -94,12 +96,15 @@ int rtt(__u64 *ctx)
 	answer = g->direction == DIRECTION_ACTIVE && tp->snd_nxt != g->asked_seq;
 	ready = sees_reads && tp->rcv_nxt == tp->copied_seq;
 	if ((first || answer || ready) && has_payload(skb, tp)) {
+		answer = answer && is_due(tp, g);
+		now = first || answer || ready ? bpf_ktime_get_ns() : 0;
+		t = wants_totals && g->direction == DIRECTION_ACTIVE && (first || answer) ? totals_of(g->cgroup_id) : NULL;
 		if (first)
-			see_first_byte(g);
+			see_first_byte(g, t, now);
 		if (answer)
-			see_answer(tp, g);
+			see_answer(tp, g, t, now);
 		if (ready && is_next(skb, tp))
-			g->ready_at = clock_us();
+			g->ready_at = (__u32)(now / 1000) ?: 1;
 	}
 	if (!g->accept_wait_us && sk->sk_socket)
 		bound_accept(g);
