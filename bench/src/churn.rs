@@ -33,6 +33,8 @@ pub(crate) const MOST_ROUNDS: u64 = 3;
 const SECONDS: u64 = 4;
 /// Clients, each with a server address of its own: the ports of closed connections are not free for a minute.
 const CLIENTS: u64 = 4;
+/// So many runs of a program make an average.
+const ENOUGH: f64 = 100.0;
 /// `open`, `established` and `close`, of both ends.
 const EVENTS_OF_A_CONNECTION: u64 = 6;
 /// Within this, the events that there are have been fetched.
@@ -46,7 +48,8 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, rate: u64) -> Result
     let went = site.go(rate)?;
     went.report(report, &format!("{rate}/s alone"));
     traced(report, tcptide, rate, &site)?;
-    watched(report, tcptide, rate, &site)
+    watched(report, tcptide, rate, &site, "agent", &[])?;
+    watched(report, tcptide, rate, &site, "agent --read-delay", &["--read-delay"])
 }
 
 /// Where the workload is.
@@ -130,9 +133,16 @@ fn traced(report: &mut Report, tcptide: &Tcptide, rate: u64, site: &Site) -> Res
     Ok(())
 }
 
-fn watched(report: &mut Report, tcptide: &Tcptide, rate: u64, site: &Site) -> Result<()> {
-    let name = format!("{rate}/s with agent");
-    let agent = tcptide.agent::<&str>([])?;
+fn watched(
+    report: &mut Report,
+    tcptide: &Tcptide,
+    rate: u64,
+    site: &Site,
+    who: &str,
+    args: &[&str],
+) -> Result<()> {
+    let name = format!("{rate}/s with {who}");
+    let agent = tcptide.agent(args)?;
     let before = cpu_of(agent.pid())?;
     let went = site.go(rate)?;
     let cpu = cpu_of(agent.pid())?.saturating_sub(before);
@@ -143,6 +153,13 @@ fn watched(report: &mut Report, tcptide: &Tcptide, rate: u64, site: &Site) -> Re
     let container = site.cgroup.path().to_string_lossy();
     let counted = |metric| scrape.sum(metric, &[("container", &*container)]).unwrap_or(-1.0) as u64;
     let Counts { opened, bytes_sent, .. } = went.counts;
+    for program in scrape.select("tcptide_program_runs_total", &[]).filter(|program| program.value >= ENOUGH)
+    {
+        let label = program.label("program");
+        let seconds = scrape.sum("tcptide_program_run_seconds_total", &[("program", label)]).unwrap_or(0.0);
+        report.add(&format!("{name}: {label}"), "ns/run", seconds * 1e9 / program.value);
+        report.add(&format!("{name}: {label}"), "runs/conn", program.value / opened as f64);
+    }
     report.check(&format!("{name}: opened"), counted("tcptide_opened_total"), opened * 2);
     report.check(&format!("{name}: closed"), counted("tcptide_closed_total"), opened * 2);
     report.check(&format!("{name}: bytes sent"), counted("tcptide_sent_bytes_total"), bytes_sent);
