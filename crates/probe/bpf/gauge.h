@@ -75,6 +75,29 @@ static __always_inline __u64 socket_cgroup(struct sock *sk)
 	return cgroup ? cgroup->kn->id : CGROUP_UNATTRIBUTED;
 }
 
+/* What tells a network namespace from all others of this boot. Its inode number does not: that is given again. */
+static __always_inline __u64 netns_id(const struct net *net)
+{
+	return bpf_core_field_exists(net->net_cookie) ? net->net_cookie : net->ns.inum;
+}
+
+/* To be called once for each socket, when its owner is known. */
+static __always_inline void note_namespace(struct sock *sk, __u64 cgroup_id)
+{
+	struct net *net = sk->__sk_common.skc_net.net;
+	struct namespace_owner key = { .cgroup_id = cgroup_id };
+	__u32 inum;
+
+	if (!wants_namespace_owners)
+		return;
+	key.netns = netns_id(net);
+	if (bpf_map_lookup_elem(&namespace_owners, &key))
+		return;
+	inum = net->ns.inum;
+	if (bpf_map_update_elem(&namespace_owners, &key, &inum, BPF_ANY))
+		__sync_fetch_and_add(&namespace_owners_lost, 1);
+}
+
 /* To be called where the current task is the socket's user. */
 static __always_inline void learn_process(struct gauge *g)
 {

@@ -122,6 +122,7 @@ struct netns_ipv4 {
 struct net {
 	struct ns_common ns;
 	struct netns_ipv4 ipv4;
+	__u64 net_cookie; /* as SO_NETNS_COOKIE tells it; before 5.12 it is another type, or not there */
 };
 
 struct kernfs_node {

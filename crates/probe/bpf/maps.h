@@ -115,6 +115,23 @@ struct {
 	__type(value, __s64);
 } held SEC(".maps");
 
+struct namespace_owner {
+	__u64 netns; /* see netns_id() */
+	__u64 cgroup_id;
+};
+
+/*
+ * Whose sockets have been in which network namespace, with its inode number. Looked at once for each socket; the reader
+ * takes out what is gone.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct namespace_owner);
+	__type(value, __u32);
+} namespace_owners SEC(".maps");
+
 /*
  * Connection events on their way out. Drained on a timer, so a burst must fit: the loader sets the size (one
  * page where nobody listens).
@@ -177,6 +194,8 @@ struct {
 /* Set before loading: what is off is dead code to the verifier. */
 const volatile __u32 wanted_events = 0; /* bits of enum event */
 const volatile bool wants_totals = false;
+const volatile bool wants_namespace_owners = false;
+const volatile bool wants_listener_ends = false; /* a close event of a listener too */
 const volatile bool wants_samples = false; /* RTT samples in rows and close events */
 const volatile bool sees_segments = false; /* whether the program on tcp_probe runs */
 const volatile bool sees_accepts = false; /* whether the program on inet_csk_accept runs */
@@ -204,6 +223,8 @@ __u32 walk_number = 0;
 __u32 walk_used = 0;
 bool walk_rows = false;
 __u64 walk_seen = 0;
+/* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
+__u64 namespace_owners_lost = 0;
 /* Whether a cgroup that nobody listed is asked for; may change while running. */
 bool cgroup_by_default = true;
 

@@ -121,13 +121,13 @@ const NEEDED: &[(CapabilitySet, &str, &str, bool)] = &[
     (
         CapabilitySet::SYS_ADMIN,
         "CAP_SYS_ADMIN",
-        "enter other network namespaces, for connections from before that no process holds; measure run times",
+        "enter other network namespaces, for connections from before that no process holds and for what the kernel counts there; measure run times",
         false,
     ),
     (
         CapabilitySet::SYS_PTRACE,
         "CAP_SYS_PTRACE",
-        "find the network namespaces of other users' processes, for the same connections",
+        "find the network namespaces of other users' processes, for the same",
         false,
     ),
 ];

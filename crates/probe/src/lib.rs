@@ -35,7 +35,7 @@ mod stats;
 
 pub use error::{Capability, Error};
 pub use kernel::{Kernel, check_privileges};
-pub use monitor::{CgroupEvent, Monitor, Walk};
+pub use monitor::{CgroupEvent, Monitor, NamespaceOwner, Walk};
 pub use namespaces::{in_network_namespaces, network_namespaces};
 pub use programs::{PROGRAMS, Program, Status};
 pub use start::{Options, Owner};

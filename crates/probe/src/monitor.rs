@@ -33,6 +33,17 @@ pub enum CgroupEvent {
     Removed(u64),
 }
 
+/// A cgroup that has had a socket in a network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamespaceOwner {
+    /// The namespace: its cookie, where the kernel gives it one when it makes it (since 5.12), else its inode number.
+    pub id: u64,
+    /// Its inode number.
+    pub netns: u64,
+    /// The cgroup's id.
+    pub cgroup: u64,
+}
+
 /// What a walk did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Walk {
@@ -262,6 +273,41 @@ impl Monitor {
     pub fn forget(&self, cgroup: u64) -> Result<(), Error> {
         match self.skel.maps.totals.delete(&cgroup.to_ne_bytes()) {
             Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => Err(Error::system("drop totals", e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whose sockets have been in which network namespace, since the monitor began; `None` once there was no room for
+    /// all of them. Needs [`Options::namespace_owners`].
+    pub fn namespace_owners(&self) -> Result<Option<Vec<NamespaceOwner>>, Error> {
+        if self.skel.maps.bss_data.as_deref().is_none_or(|state| state.namespace_owners_lost > 0) {
+            return Ok(None);
+        }
+        let map = &self.skel.maps.namespace_owners;
+        let mut all = Vec::new();
+        for key in map.keys() {
+            let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read a BPF map", e))?;
+            if let (Some((netns, cgroup)), Some(inode)) =
+                (key.split_first_chunk::<8>(), value.as_deref().and_then(<[u8]>::first_chunk::<4>))
+                && let Some(cgroup) = cgroup.first_chunk::<8>()
+            {
+                all.push(NamespaceOwner {
+                    id: u64::from_ne_bytes(*netns),
+                    netns: u32::from_ne_bytes(*inode).into(),
+                    cgroup: u64::from_ne_bytes(*cgroup),
+                });
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// Drops one of them. A socket that is made there later brings it back.
+    pub fn forget_namespace_owner(&self, owner: &NamespaceOwner) -> Result<(), Error> {
+        let key = [owner.id.to_ne_bytes(), owner.cgroup.to_ne_bytes()].concat();
+        match self.skel.maps.namespace_owners.delete(&key) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
+                Err(Error::system("drop a namespace's owner", e))
+            }
             _ => Ok(()),
         }
     }

@@ -35,6 +35,10 @@ pub struct Options {
     pub events: u32,
     /// Whether totals are kept for each cgroup.
     pub totals: bool,
+    /// Whether [`crate::Monitor::namespace_owners`] is kept.
+    pub namespace_owners: bool,
+    /// Whether the end of a listener is an event too: a close with [`record::FLAG_LISTENER`].
+    pub listener_ends: bool,
     /// Whether rows and close events carry RTT samples.
     pub samples: bool,
     /// Rows that a walk returns at a time; 0: walks return no rows.
@@ -64,6 +68,8 @@ impl Default for Options {
             follow: true,
             events: 0,
             totals: false,
+            namespace_owners: false,
+            listener_ends: false,
             samples: false,
             rows: 0,
             buffer: 8 << 20,
@@ -186,6 +192,8 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     constants.accept_has_argument = kernel.function_arguments("inet_csk_accept").is_some_and(|n| n < 4);
     constants.wanted_events = options.events;
     constants.wants_totals = options.totals;
+    constants.wants_namespace_owners = options.namespace_owners;
+    constants.wants_listener_ends = options.listener_ends;
     constants.wants_samples = options.samples;
     constants.filters_cgroups = options.filter_cgroups;
     constants.filters_ports = !options.filter.port.is_empty();

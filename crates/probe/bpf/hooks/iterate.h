@@ -69,6 +69,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 			bpf_probe_read_kernel(&css, sizeof(css), &task->cgroups->subsys[controller]);
 		g->cgroup_id = css ? BPF_CORE_READ(css, cgroup, kn, id) : CGROUP_UNATTRIBUTED;
 	}
+	note_namespace(sk, g->cgroup_id);
 	if (g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	g->rtt_seq = tp->rtt_seq;

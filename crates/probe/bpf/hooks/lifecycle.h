@@ -25,6 +25,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	bpf_spin_unlock(&g->lock);
 	g->direction = direction;
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
+	note_namespace(sk, g->cgroup_id);
 	g->opened_ns = opened_ns;
 	if (!owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
@@ -199,6 +200,12 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	if (g->flags & FLAG_LISTENER) {
 		fold_drops(sk, g);
 		g->flags |= FLAG_CLOSED;
+		if (wants_listener_ends) {
+			read_socket(tp, g, &now);
+			c = begin_event(sk, tp, g, &now, EVENT_CLOSE, TCP_CLOSE);
+			if (c)
+				end_event(c);
+		}
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
