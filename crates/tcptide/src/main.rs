@@ -4,8 +4,10 @@ mod agent;
 mod args;
 mod command;
 mod identity;
+mod namespaces;
 mod output;
 mod owners;
+mod reconcile;
 mod session;
 
 use std::process::ExitCode;

@@ -16,6 +16,8 @@ pub(super) struct Line {
     counted: &'static [Quantity],
     /// The program that has to run for it.
     program: &'static str,
+    /// Whether the kernel has to tell which socket a packet was dropped for, too: since 6.11.
+    needs_drop_events: bool,
     because: fn(&Facts<'_>) -> Vec<Because>,
 }
 
@@ -36,6 +38,10 @@ pub(super) struct Host {
     pub(super) synacks: i64,
     /// RSTs sent for no socket, for half-open connections and in TIME_WAIT; `None` where the kernel does not tell.
     pub(super) ownerless_resets: Option<i64>,
+    /// Whether a packet dropped for a socket is an event.
+    pub(super) drop_events: bool,
+    /// Packets dropped, for a socket or for none.
+    pub(super) dropped: i64,
     /// Events lost for want of room or memory.
     pub(super) lost: i64,
     /// Events that no program saw, at most, by program.
@@ -51,26 +57,29 @@ struct Because {
 
 /// A line of one namespace.
 #[derive(Debug, Serialize)]
-pub(super) struct Comparison {
+pub(crate) struct Comparison {
     /// The kernel's name of the counter, as in /proc/net/snmp and netstat; sums with a plus.
-    pub(super) counter: String,
-    pub(super) kernel: i64,
-    pub(super) tcptide: i64,
+    pub(crate) counter: String,
+    pub(crate) kernel: i64,
+    pub(crate) tcptide: i64,
     /// What the kernel counted beyond tcptide.
-    pub(super) difference: i64,
+    pub(crate) difference: i64,
     /// Whether there is none, or the reasons are enough for it.
-    pub(super) explained: bool,
+    pub(crate) explained: bool,
+    /// That part of the difference which the reasons do not reach.
+    #[serde(skip)]
+    pub(crate) unexplained: i64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) because: Vec<Reason>,
+    pub(crate) because: Vec<Reason>,
 }
 
 /// What explains a difference, or a part of it.
 #[derive(Debug, Serialize)]
-pub(super) struct Reason {
-    pub(super) reason: &'static str,
+pub(crate) struct Reason {
+    pub(crate) reason: &'static str,
     /// How much of it at most; absent where that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) up_to: Option<i64>,
+    pub(crate) up_to: Option<i64>,
 }
 
 /// As much as there is.
@@ -79,39 +88,67 @@ const ANY: i64 = i64::MAX;
 const SEGMENTS: &[Quantity] =
     &[Quantity::Syn, Quantity::SynAck, Quantity::Rto, Quantity::Tlp, Quantity::Fast, Quantity::Other];
 
+/// What a line has unless it says otherwise.
+const LINE: Line = Line {
+    counters: &[],
+    counted: &[],
+    program: "lifecycle",
+    needs_drop_events: false,
+    because: |_| Vec::new(),
+};
+
+/// The same, of those whose counter goes with a packet dropped for a socket.
+const DROPS: Line = Line { program: "drop", needs_drop_events: true, ..LINE };
+
 /// What is compared.
 pub(super) const LINES: &[Line] = &[
-    Line {
-        counters: &[("Tcp", "ActiveOpens")],
-        counted: &[Quantity::ActiveOpen],
-        program: "lifecycle",
-        because: |_| Vec::new(),
-    },
+    Line { counters: &[("Tcp", "ActiveOpens")], counted: &[Quantity::ActiveOpen], ..LINE },
     Line {
         counters: &[("Tcp", "PassiveOpens")],
         counted: &[Quantity::PassiveOpen],
-        program: "lifecycle",
         because: |facts| {
             let fast = facts.grown("TcpExt", "TCPFastOpenPassive");
             vec![more("Fast Open connections count before they are established", fast)]
         },
+        ..LINE
     },
     Line {
         counters: &[("Tcp", "AttemptFails")],
         counted: &[Quantity::AttemptFail],
-        program: "lifecycle",
         because: |facts| {
             vec![more(
                 "half-open connections reset by the peer: no socket yet",
                 facts.grown("TcpExt", "EmbryonicRsts"),
             )]
         },
+        ..LINE
+    },
+    Line { counters: &[("Tcp", "EstabResets")], counted: &[Quantity::EstabReset], ..LINE },
+    Line {
+        counters: &[("TcpExt", "TCPAbortOnTimeout")],
+        counted: &[Quantity::TimedOut],
+        because: |facts| {
+            let unreachable = facts.tallies.of(&[Quantity::Unreachable]).counted;
+            vec![more("timed out after ICMP had said why: ended with that error", unreachable)]
+        },
+        ..LINE
     },
     Line {
-        counters: &[("Tcp", "EstabResets")],
-        counted: &[Quantity::EstabReset],
-        program: "lifecycle",
-        because: |_| Vec::new(),
+        counters: &[("TcpExt", "ListenOverflows")],
+        counted: &[Quantity::ListenDrop],
+        program: "drop",
+        because: |facts| {
+            let others = facts.grown("TcpExt", "ListenDrops") - facts.grown("TcpExt", "ListenOverflows");
+            vec![less("turned away for another reason (ListenDrops)", others), discarded(facts)]
+        },
+        ..LINE
+    },
+    Line {
+        counters: &[("TcpExt", "ListenDrops")],
+        counted: &[Quantity::ListenDrop],
+        program: "drop",
+        because: |facts| vec![discarded(facts)],
+        ..LINE
     },
     Line {
         counters: &[("Tcp", "OutRsts")],
@@ -125,8 +162,15 @@ pub(super) const LINES: &[Line] = &[
                 None => more("RSTs for no socket: this kernel (before 6.10) does not tell of them", ANY),
             }]
         },
+        ..LINE
     },
-    Line { counters: &[("Tcp", "RetransSegs")], counted: SEGMENTS, program: "retransmit", because: synacks },
+    Line {
+        counters: &[("Tcp", "RetransSegs")],
+        counted: SEGMENTS,
+        program: "retransmit",
+        because: synacks,
+        ..LINE
+    },
     Line {
         counters: &[("TcpExt", "TCPSynRetrans")],
         counted: &[Quantity::Syn, Quantity::SynAck],
@@ -136,18 +180,21 @@ pub(super) const LINES: &[Line] = &[
             all.push(other(facts));
             all
         },
+        ..LINE
     },
     Line {
         counters: &[("TcpExt", "TCPFastRetrans")],
         counted: &[Quantity::Fast],
         program: "retransmit",
         because: |facts| vec![other(facts), failed(facts)],
+        ..LINE
     },
     Line {
         counters: &[("TcpExt", "TCPTimeouts"), ("TcpExt", "TCPSlowStartRetrans")],
         counted: &[Quantity::Syn, Quantity::Rto],
         program: "retransmit",
         because: timeouts,
+        ..LINE
     },
     Line {
         counters: &[("TcpExt", "TCPLossProbes")],
@@ -156,6 +203,23 @@ pub(super) const LINES: &[Line] = &[
         because: |facts| {
             vec![more("probes with new data: nothing is sent again", ANY), other(facts), failed(facts)]
         },
+        ..LINE
+    },
+    Line {
+        counters: &[("TcpExt", "TCPRcvQDrop"), ("TcpExt", "TCPOFODrop")],
+        counted: &[Quantity::NoMemory],
+        ..DROPS
+    },
+    Line { counters: &[("TcpExt", "TCPZeroWindowDrop")], counted: &[Quantity::ZeroWindow], ..DROPS },
+    Line { counters: &[("TcpExt", "TCPOFOMerge")], counted: &[Quantity::OutOfOrderMerge], ..DROPS },
+    Line {
+        counters: &[
+            ("TcpExt", "TCPMD5NotFound"),
+            ("TcpExt", "TCPMD5Unexpected"),
+            ("TcpExt", "TCPMD5Failure"),
+        ],
+        counted: &[Quantity::Md5],
+        ..DROPS
     },
 ];
 
@@ -184,6 +248,20 @@ fn other(facts: &Facts<'_>) -> Because {
 /// The kernel counts these as sent again, but not by kind.
 fn failed(facts: &Facts<'_>) -> Because {
     less("could not be sent (TCPRetransFail)", facts.grown("TcpExt", "TCPRetransFail"))
+}
+
+/// A listener's own count has every packet that it threw away, the kernel's those that it turned away.
+fn discarded(facts: &Facts<'_>) -> Because {
+    if !facts.host.drop_events {
+        let most = facts.host.dropped + facts.missed("drop");
+        return less(
+            "packets that listeners dropped beside: as many as were dropped on the whole host",
+            most,
+        );
+    }
+    let told = facts.tallies.of(&[Quantity::ListenDiscard]);
+    let most = told.counted + told.most + facts.host.lost + facts.missed("drop");
+    less("packets that listeners dropped beside: SYNs and last segments that came again", most)
 }
 
 fn timeouts(facts: &Facts<'_>) -> Vec<Because> {
@@ -220,8 +298,11 @@ impl Line {
         self.program
     }
 
-    /// Compares; `None` where the kernel does not have the counter.
+    /// Compares; `None` where the kernel does not have the counter, or does not tell what tcptide would count.
     pub(super) fn compare(&self, facts: &Facts<'_>) -> Option<Comparison> {
+        if self.needs_drop_events && !facts.host.drop_events {
+            return None;
+        }
         let kernel =
             self.counters.iter().map(|(group, name)| facts.kernel.get(group, name)).sum::<Option<i64>>()?;
         let tally = facts.tallies.of(self.counted);
@@ -238,6 +319,7 @@ impl Line {
             tcptide: tally.counted,
             difference,
             explained: (least..=most).contains(&difference),
+            unexplained: difference - difference.clamp(least, most),
             because: all.iter().filter_map(|one| one.of(difference)).collect(),
         })
     }
