@@ -10,6 +10,7 @@
 //! * [`explain`]: what holds a connection back
 //! * [`filter`]: which connections a person asked for
 //! * [`metrics`]: the table of every metric
+//! * [`namespace`]: what the kernel counts by network namespace only
 //! * [`snmp`]: the kernel's own counters
 #![forbid(unsafe_code)]
 
@@ -21,5 +22,6 @@ pub mod filter;
 pub mod histogram;
 pub mod metrics;
 pub mod mountinfo;
+pub mod namespace;
 pub mod record;
 pub mod snmp;

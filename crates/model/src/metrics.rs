@@ -9,6 +9,7 @@ use crate::{
     connection::{FAST_OPEN_NAMES, REASON_NAMES, RESET_STATE_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
     drop,
     histogram::{Histogram, Scale},
+    namespace::{NAMESPACE_EVENTS, NamespaceEvent},
     record::{Totals, congestion},
 };
 
@@ -368,7 +369,7 @@ const fn all<const N: usize>(names: &[&'static str; N]) -> [Option<&'static str>
     values
 }
 
-/// A metric that the agent has of itself.
+/// A metric that is not of a container: of a network namespace, or of the agent itself.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnMetric {
     /// Its whole name.
@@ -382,16 +383,37 @@ pub struct OwnMetric {
 }
 
 macro_rules! own {
-    ($($id:ident $name:literal $kind:ident [$($label:literal),*] $help:literal)*) => {
+    ($(#[$doc:meta])* $all:ident:
+     $($id:ident $name:literal $kind:ident [$($label:literal),*] $help:literal)*) => {
         $(#[doc = $help]
         pub const $id: OwnMetric =
             OwnMetric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
-        /// One row for each metric that the agent has of itself.
-        pub const OWN_METRICS: &[OwnMetric] = &[$($id),*];
+        $(#[$doc])*
+        pub const $all: &[OwnMetric] = &[$($id),*];
     };
 }
 
 own! {
+    /// One row for each metric of network namespaces.
+    NAMESPACE_METRICS:
+    NAMESPACE_EVENTS_TOTAL "tcptide_namespace_events_total" Counter
+        ["netns", "container", "pod", "namespace", "event"]
+        "What the kernel itself counts in each network namespace since that was made, also before the agent started; an event that never happened has no series, but for listen_overflow and listen_drop."
+    NAMESPACES "tcptide_namespaces" Gauge ["status"]
+        "Network namespaces that were found: read, unreadable (gone meanwhile, or not to be entered), left_out (see --metrics.max-namespaces)."
+    NAMESPACES_SECONDS "tcptide_namespaces_duration_seconds" Gauge []
+        "How long it took to find the network namespaces and to read what the kernel counts in them."
+    RECONCILE_KERNEL "tcptide_reconcile_kernel_total" Counter ["netns", "counter"]
+        "With --reconcile: what a counter of the kernel has grown by while it was compared; absent before it has moved."
+    RECONCILE_COUNTED "tcptide_reconcile_counted_total" Counter ["netns", "counter"]
+        "With --reconcile: what tcptide counted beside it."
+    RECONCILE_UNEXPLAINED "tcptide_reconcile_unexplained" Gauge ["netns", "counter"]
+        "With --reconcile: how far both are apart in the last interval beyond what there are reasons for (docs/reconcile.md); above 0 the kernel counted more; 0: nothing is unexplained."
+}
+
+own! {
+    /// One row for each metric that the agent has of itself.
+    OWN_METRICS:
     CONTAINER_INFO "tcptide_container_info" Gauge
         ["container", "pod", "namespace", "id", "runtime", "image", "cgroup_id", "cgroup_path"]
         "Always 1: how each cgroup with connections was identified."
@@ -441,11 +463,32 @@ pub fn document() -> String {
         let labels = labels.iter().map(label).collect::<Vec<_>>().join("; ");
         let _ = writeln!(page, "| `{name}` | {} | {labels} | {help} | {source} |", kind.name());
     }
-    page.push_str("\n## Of tcptide itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
-    for OwnMetric { name, kind, labels, help } in OWN_METRICS {
+    page.push_str("\n## Of network namespaces\n\n");
+    page.push_str(
+        "What the kernel counts by network namespace alone, because no socket is there to tell of it, read from \
+         `/proc/net/netstat` of each when the metrics are asked for, at most once a second. `netns` is the namespace's inode \
+         number, as in `netns` of `tcptide conns -o json`. `container`, `pod` and `namespace` are filled when all sockets that \
+         tcptide has seen in it were of one container, only the last two when all were of one pod, and none otherwise, as in \
+         the host's own.\n\n",
+    );
+    table_of(&mut page, NAMESPACE_METRICS);
+    page.push_str(
+        "\nThe values of `event` in `tcptide_namespace_events_total`. One whose counter the kernel lacks is absent:\n\n\
+         | event | the kernel's counter | what it counts |\n|---|---|---|\n",
+    );
+    for NamespaceEvent { name, section, counter, help, .. } in NAMESPACE_EVENTS {
+        let _ = writeln!(page, "| `{name}` | {section} {counter} | {help} |");
+    }
+    page.push_str("\n## Of tcptide itself\n\n");
+    table_of(&mut page, OWN_METRICS);
+    page
+}
+
+fn table_of(page: &mut String, metrics: &[OwnMetric]) {
+    page.push_str("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for OwnMetric { name, kind, labels, help } in metrics {
         let _ = writeln!(page, "| `{name}` | {} | {} | {help} |", kind.name(), labels.join(", "));
     }
-    page
 }
 
 #[cfg(test)]
@@ -471,9 +514,8 @@ mod tests {
 
     #[test]
     fn names_follow_the_conventions() {
-        for (name, kind) in
-            METRICS.iter().map(|m| (m.name, m.kind)).chain(OWN_METRICS.iter().map(|m| (m.name, m.kind)))
-        {
+        let own = NAMESPACE_METRICS.iter().chain(OWN_METRICS).map(|m| (m.name, m.kind));
+        for (name, kind) in METRICS.iter().map(|m| (m.name, m.kind)).chain(own) {
             assert!(name.starts_with("tcptide_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         }

@@ -288,6 +288,15 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
+    /// Most network namespaces to read the kernel's own counters of
+    #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_namespaces: u32,
+    /// Compare what tcptide counts with the kernel's own counters all the time, this often; every connection is an event
+    /// then, which costs [default: 10s]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "10s",
+          value_parser = interval)]
+    pub(crate) reconcile: Option<Duration>,
     /// Measure how long received data waits to be read, too (it costs something with every receive)
     #[arg(long = "read-delay")]
     pub(crate) read_delay: bool,
@@ -309,6 +318,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err(format!("must be more than nothing: {expected}")),
     }
+}
+
+/// One in which there is something to compare.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < Duration::from_secs(1) { Err("must be a second at least".to_owned()) } else { Ok(interval) }
 }
 
 fn buffer(text: &str) -> Result<u32, String> {

@@ -1,6 +1,6 @@
 //! The metrics as text: OpenMetrics by prometheus-client, and the older Prometheus format made of that.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use model::{
     histogram::Histogram,
@@ -14,13 +14,28 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::series::{Labels, Sample};
+use super::{
+    namespaces::NamespaceSample,
+    reconciliation::Sums,
+    series::{Labels, Sample},
+};
 
 /// A scrape's answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Exposition {
     /// OpenMetrics 1.0.
     pub(crate) openmetrics: String,
+}
+
+/// What there is to say of network namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct OfNamespaces {
+    pub(crate) samples: Vec<NamespaceSample>,
+    /// How many there are, by what became of the reading.
+    pub(crate) counts: Vec<(&'static str, usize)>,
+    pub(crate) took: Option<Duration>,
+    /// What was compared, by namespace and counter.
+    pub(crate) reconciled: Vec<(u64, String, Sums)>,
 }
 
 /// What the agent has to say of itself.
@@ -59,12 +74,17 @@ struct Family {
 struct Scrape(Vec<Family>);
 
 /// Writes all metrics.
-pub(crate) fn render(samples: &[Sample], about: &About) -> Result<Exposition, fmt::Error> {
+pub(crate) fn render(
+    samples: &[Sample],
+    namespaces: &OfNamespaces,
+    about: &About,
+) -> Result<Exposition, fmt::Error> {
     let mut families: Vec<_> = METRICS
         .iter()
         .enumerate()
         .filter_map(|(at, metric)| of_containers(at, metric, samples, about))
         .collect();
+    families.extend(of_namespaces(namespaces));
     families.extend(of_itself(samples, about));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape(families)));
@@ -127,6 +147,44 @@ fn owner(labels: &Labels) -> LabelPairs {
     OWNER_LABELS.into_iter().zip([container, pod, namespace]).collect()
 }
 
+fn of_namespaces(of: &OfNamespaces) -> Vec<Family> {
+    let netns = |netns: u64| ("netns", netns.to_string());
+    let events = of.samples.iter().flat_map(|sample| {
+        sample.events.iter().map(move |(event, n)| {
+            let mut pairs = vec![netns(sample.netns)];
+            pairs.extend(owner(&sample.labels));
+            pairs.push(("event", (*event).to_owned()));
+            (pairs, Value::Counter(*n))
+        })
+    });
+    let counts =
+        of.counts.iter().map(|(status, n)| (vec![("status", (*status).to_owned())], Value::Gauge(*n as f64)));
+    let took = of.took.map(|took| (Vec::new(), Value::Gauge(took.as_secs_f64())));
+    let compared = |value: fn(&Sums) -> Option<Value>| {
+        let all = of.reconciled.iter();
+        all.filter_map(|(at, counter, sums)| {
+            Some((vec![netns(*at), ("counter", counter.clone())], value(sums)?))
+        })
+        .collect()
+    };
+    [
+        (&metrics::NAMESPACE_EVENTS_TOTAL, events.collect()),
+        (&metrics::NAMESPACES, counts.collect()),
+        (&metrics::NAMESPACES_SECONDS, took.into_iter().collect()),
+        (&metrics::RECONCILE_KERNEL, compared(|sums| Some(Value::Counter(sums.kernel.shown())))),
+        (&metrics::RECONCILE_COUNTED, compared(|sums| Some(Value::Counter(sums.counted.shown())))),
+        (&metrics::RECONCILE_UNEXPLAINED, compared(|sums| Some(Value::Gauge(sums.unexplained? as f64)))),
+    ]
+    .into_iter()
+    .map(family)
+    .collect()
+}
+
+fn family((metric, series): (&OwnMetric, Vec<(LabelPairs, Value)>)) -> Family {
+    let OwnMetric { name, kind, help, .. } = *metric;
+    Family { name, kind, help, series }
+}
+
 fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     let program = |p: &ProgramStats| vec![("program", p.program.name.to_owned())];
     let runs = |value: fn(RunStats) -> Value| -> Vec<_> {
@@ -177,10 +235,7 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::WALK_SOCKETS, one(Value::Gauge(about.walk.sockets as f64))),
     ]
     .into_iter()
-    .map(|(metric, series)| {
-        let OwnMetric { name, kind, help, .. } = *metric;
-        Family { name, kind, help, series }
-    })
+    .map(family)
     .collect()
 }
 
@@ -283,11 +338,28 @@ mod tests {
         }
     }
 
+    fn openmetrics(name: &str, about: &About) -> String {
+        let samples = [sample(name, &Totals::default())];
+        render(&samples, &OfNamespaces::default(), about).unwrap().openmetrics
+    }
+
     #[test]
     fn both_formats_agree_on_the_samples() {
         let mut totals = Totals { sent_bytes: 12, opened: [0, 3, 4], rtt_sum_us: 700, ..Totals::default() };
         totals.rtt[11] = 2;
-        let exposition = render(&[sample("web", &totals)], &about()).unwrap();
+        let namespaces = OfNamespaces {
+            samples: vec![NamespaceSample {
+                netns: 4026,
+                labels: Labels { container: "web".to_owned(), ..Labels::default() },
+                events: vec![("listen_drop", 5)],
+            }],
+            reconciled: vec![
+                (4026, "OutRsts".to_owned(), Sums { unexplained: Some(-2), ..Sums::default() }),
+                (4027, "OutRsts".to_owned(), Sums::default()),
+            ],
+            ..OfNamespaces::default()
+        };
+        let exposition = render(&[sample("web", &totals)], &namespaces, &about()).unwrap();
         let samples = |text: &str| -> Vec<_> {
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect()
         };
@@ -299,9 +371,14 @@ mod tests {
             "# TYPE tcptide_sent_bytes_total counter",
             "tcptide_rtt_seconds_count{container=\"web\",pod=\"\",namespace=\"\"} 2",
             "tcptide_rtt_seconds_sum{container=\"web\",pod=\"\",namespace=\"\"} 0.0007",
+            "tcptide_namespace_events_total{netns=\"4026\",container=\"web\",pod=\"\",namespace=\"\",event=\"listen_drop\"} 5",
+            "tcptide_reconcile_unexplained{netns=\"4026\",counter=\"OutRsts\"} -2.0",
+            "tcptide_reconcile_counted_total{netns=\"4027\",counter=\"OutRsts\"} 0",
         ] {
             assert!(prometheus.lines().any(|l| l == line), "{line}\nis not in\n{prometheus}");
         }
+        assert!(!prometheus.contains("tcptide_reconcile_unexplained{netns=\"4027\""));
+        assert!(!prometheus.contains("tcptide_namespaces"));
         assert!(exposition.openmetrics.ends_with("# EOF\n"));
         assert!(!prometheus.contains("# EOF"));
     }
@@ -316,7 +393,7 @@ mod tests {
                 program.run = None;
             }
         }
-        let text = render(&[sample("web", &Totals::default())], &about).unwrap().openmetrics;
+        let text = openmetrics("web", &about);
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(text.contains("tcptide_program_status{program=\"rtt\",status=\"refused\"} 1"));
@@ -325,7 +402,7 @@ mod tests {
 
     #[test]
     fn odd_names_stay_one_label() {
-        let text = render(&[sample("a\"b\\c\nd", &Totals::default())], &about()).unwrap().openmetrics;
+        let text = openmetrics("a\"b\\c\nd", &about());
         assert!(text.contains(r#"container="a\"b\\c\nd""#));
     }
 }

@@ -13,17 +13,24 @@ use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    exposition::{self, Exposition},
+    exposition::{self, Exposition, OfNamespaces},
+    namespaces::Namespaces,
+    reconciliation::Reconciliation,
     series::Series,
 };
 use crate::{
     args::AgentArgs,
     identity::Directory,
+    reconcile,
     session::{directory, owner, take_cgroup_events},
 };
 
 /// How often cgroups made and removed are taken note of between scrapes.
 const PERIOD: Duration = Duration::from_millis(250);
+/// How often events are fetched, where there are any.
+const EVENTS_PERIOD: Duration = Duration::from_millis(50);
+/// Room for events, bytes: a walk and a scrape may keep them waiting.
+const BUFFER: u32 = 64 << 20;
 /// How often network namespaces that appeared are looked into, for what was there before they were seen.
 const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
 
@@ -42,23 +49,27 @@ impl Gauge {
         let directory = directory(&args.runtimes)?;
         let options = Options {
             totals: true,
+            namespace_owners: true,
             max_cgroups: args.max_cgroups,
             read_delay: args.read_delay,
             measure: !args.no_program_stats,
             filter: Filter::default(),
             owner: owner(directory.layout()),
+            buffer: BUFFER,
             ..Options::default()
         };
+        let interval = args.reconcile;
+        let options = if interval.is_some() { reconcile::options(options) } else { options };
         let series = Series::new(args.grace);
+        let namespaces = Namespaces::new(args.max_namespaces as usize);
         let (scrapes, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Monitor::start(&options) {
-                Ok(monitor) => {
+            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces) {
+                Ok(worker) => {
                     let _ = ready.send(Ok(()));
-                    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-                    Worker { monitor, directory, series, kernel }.run(&asked);
+                    worker.run(&asked);
                 }
                 Err(error) => drop(ready.send(Err(error))),
             })
@@ -80,15 +91,32 @@ struct Worker {
     monitor: Monitor,
     directory: Directory,
     series: Series,
+    namespaces: Namespaces,
+    reconciliation: Option<Reconciliation>,
     kernel: String,
 }
 
 impl Worker {
+    fn start(
+        options: &Options,
+        interval: Option<Duration>,
+        directory: Directory,
+        series: Series,
+        namespaces: Namespaces,
+    ) -> anyhow::Result<Self> {
+        let mut monitor = Monitor::start(options)?;
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read());
+        let reconciliation = interval.map(start).transpose()?;
+        Ok(Self { monitor, directory, series, namespaces, reconciliation, kernel })
+    }
+
     /// Works until nobody is left to ask.
     fn run(mut self, asked: &Receiver<oneshot::Sender<Answer>>) {
         let mut adopted = Instant::now();
+        let period = if self.reconciliation.is_some() { EVENTS_PERIOD } else { PERIOD };
         loop {
-            let first = match asked.recv_timeout(PERIOD) {
+            let first = match asked.recv_timeout(period) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -116,6 +144,9 @@ impl Worker {
     fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.monitor.tend()?;
+        if let Some(reconciliation) = &mut self.reconciliation {
+            reconciliation.tick(&mut self.monitor, || self.namespaces.read())?;
+        }
         Ok(())
     }
 
@@ -126,6 +157,7 @@ impl Worker {
         for cgroup in gone {
             self.monitor.forget(cgroup)?;
         }
+        let namespaces = self.of_namespaces();
         let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
@@ -138,6 +170,23 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        Ok(exposition::render(self.series.all(), &about)?)
+        Ok(exposition::render(self.series.all(), &namespaces, &about)?)
+    }
+
+    fn of_namespaces(&mut self) -> OfNamespaces {
+        let compared = self.reconciliation.iter().flat_map(Reconciliation::sums);
+        let reconciled =
+            compared.map(|(netns, counter, sums)| (netns, counter.to_owned(), sums.clone())).collect();
+        if let Err(error) = self.namespaces.update(&self.monitor, &self.directory) {
+            // All else there is to tell stays true.
+            tracing::warn!("{error:#}");
+            return OfNamespaces { reconciled, ..OfNamespaces::default() };
+        }
+        OfNamespaces {
+            samples: self.namespaces.samples().collect(),
+            counts: self.namespaces.counts().into(),
+            took: Some(self.namespaces.took()),
+            reconciled,
+        }
     }
 }

@@ -3,6 +3,8 @@
 mod exposition;
 mod gauge;
 mod http;
+mod namespaces;
+mod reconciliation;
 mod series;
 
 use std::net::TcpListener;

@@ -19,7 +19,7 @@ use model::{
 use crate::identity::Directory;
 
 /// The labels of a container's series.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Labels {
     pub(crate) container: String,
     pub(crate) pod: String,
@@ -156,7 +156,8 @@ impl Series {
     }
 }
 
-fn labels(container: &Container) -> Labels {
+/// Those of a container.
+pub(crate) fn labels(container: &Container) -> Labels {
     Labels {
         container: container.name.clone(),
         pod: container.pod.clone().unwrap_or_default(),
