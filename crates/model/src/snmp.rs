@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct Counters(BTreeMap<String, BTreeMap<String, i64>>);
 
 impl Counters {
-    /// Reads the text of either file. What is not of its format is passed over.
+    /// Reads the text of either file, or of both together. What is not of its format is passed over.
     pub fn parse(text: &str) -> Self {
         let mut counters = Self::default();
         let mut lines = text.lines().filter_map(|line| line.split_once(':')).peekable();
@@ -23,15 +23,6 @@ impl Counters {
             counters.0.entry(group.to_owned()).or_default().extend(read);
         }
         counters
-    }
-
-    /// These counters and those of another file.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        for (group, counters) in other.0 {
-            self.0.entry(group).or_default().extend(counters);
-        }
-        self
     }
 
     /// One counter; `None` where the kernel does not have it.
@@ -68,7 +59,7 @@ mod tests {
 
     #[test]
     fn reads_both_files() {
-        let counters = Counters::parse(SNMP).and(Counters::parse(NETSTAT));
+        let counters = Counters::parse(&format!("{SNMP}{NETSTAT}"));
         assert_eq!(counters.get("Tcp", "ActiveOpens"), Some(17));
         assert_eq!(counters.get("Tcp", "MaxConn"), Some(-1));
         assert_eq!(counters.get("TcpExt", "TCPTimeouts"), Some(5));

@@ -2,16 +2,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::pipe;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use functional::http;
 use functional::netns::Netns;
-use functional::process::{output, require, shown};
+use functional::process::{Reading, output, require, shown};
+use functional::samples::Scrape;
 use functional::tcptide::{Streaming, Tcptide};
 use functional::witness::sockets;
 use functional::workload::{Churn, Client, Held, ServeOptions, Server, churn};
@@ -144,6 +147,25 @@ fn what_two_capabilities_show_is_shown_and_what_they_do_not_is_said() {
     let connections: Vec<serde_json::Value> = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!((connections.len(), story.ends()), (6, 6));
     assert!(stderr.contains("CAP_SYS_ADMIN (") && stderr.contains("CAP_SYS_PTRACE ("), "{stderr}");
+}
+
+/// Nor are they for what the kernel counts in the own network namespace.
+#[test]
+fn an_agent_with_two_capabilities_reads_no_namespace_but_its_own() {
+    let (public, _other) = (Public::new(), Netns::new("two-caps-agent").unwrap());
+    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let args = ["agent", "--web.listen-address", &at.to_string()];
+    let agent = Reading::start(&mut public.as_nobody(&["bpf", "perfmon"], &args)).unwrap();
+    agent.stderr().wait_for("the agent", Duration::from_secs(20), |line| line.contains("serving")).unwrap();
+    let scrape = Scrape::parse(&http::get(at, "/metrics").unwrap().ok().unwrap()).unwrap();
+    let own = fs::metadata("/proc/self/ns/net").unwrap().ino().to_string();
+    let told: BTreeSet<_> =
+        scrape.select("tcptide_namespace_events_total", &[]).map(|sample| sample.label("netns")).collect();
+    assert_eq!(told, [own.as_str()].into());
+    // A mounted one is found, and cannot be entered.
+    assert!(scrape.sum("tcptide_namespaces", &[("status", "unreadable")]) >= Some(1.0));
+    let said = agent.stderr().all().join("\n");
+    assert!(said.contains("what the kernel counts there"), "{said}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     args::AgentArgs,
     identity::Directory,
+    namespaces::ALL,
     reconcile,
     session::{directory, owner, take_cgroup_events},
 };
@@ -106,7 +107,7 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read());
+        let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
         Ok(Self { monitor, directory, series, namespaces, reconciliation, kernel })
     }
@@ -145,7 +146,7 @@ impl Worker {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.monitor.tend()?;
         if let Some(reconciliation) = &mut self.reconciliation {
-            reconciliation.tick(&mut self.monitor, || self.namespaces.read())?;
+            reconciliation.tick(&mut self.monitor, || self.namespaces.read(ALL))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use probe::{Monitor, NamespaceOwner};
 use super::series::{Labels, labels};
 use crate::{
     identity::Directory,
-    namespaces::{Reading, Readings},
+    namespaces::{EXTENSIONS, Reading, Readings},
 };
 
 /// A reading is good for so long: it enters every namespace.
@@ -91,7 +91,7 @@ impl Namespaces {
         }
         // First: of a namespace that is made meanwhile no owner is taken for gone.
         let owners = monitor.namespace_owners()?;
-        self.readings = self.read()?;
+        self.readings = self.read(EXTENSIONS)?;
         self.at = Some(Instant::now());
         for (netns, error) in &self.readings.failed {
             tracing::debug!("cannot read the counters of network namespace {netns}: {error}");
@@ -109,10 +109,10 @@ impl Namespaces {
         Ok(())
     }
 
-    /// The counters of as many namespaces as are to be read.
-    pub(crate) fn read(&self) -> anyhow::Result<Readings> {
+    /// These files of as many namespaces as are to be read.
+    pub(crate) fn read(&self, files: &[&str]) -> anyhow::Result<Readings> {
         let first: BTreeSet<u64> = self.readings.of.keys().copied().collect();
-        Readings::take_some(self.most, &first)
+        Readings::take_some(files, self.most, &first)
     }
 
     /// Joins the owners of each namespace, and drops what is known of those that are gone.

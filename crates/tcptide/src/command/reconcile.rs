@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::print;
 use crate::{
     args::{DoctorArgs, FilterArgs},
-    namespaces::Readings,
+    namespaces::{ALL, Readings},
     output::{
         say,
         style::Role,
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 fn turn(reconciler: &mut Reconciler, session: &mut Session, seen: &mut Seen) -> anyhow::Result<()> {
     let Session { monitor, directory, .. } = session;
     let read = || {
-        let readings = Readings::take()?;
+        let readings = Readings::take(ALL)?;
         for (netns, error) in &readings.failed {
             say!("cannot read the counters of network namespace {netns}: {error}");
         }
