@@ -3,20 +3,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use functional::connections::inode;
-use functional::forwarder::{Direction, Forwarder, Impairment};
+use functional::forwarder::{Direction, Forwarder, Impairment, Verdict};
 use functional::netns::Netns;
-use functional::packet::{is_syn, is_syn_ack};
-use functional::process::wait_until;
-use functional::tcptide::{Output, Streaming, Tcptide};
+use functional::packet::{has_payload, is_syn, is_syn_ack, unreachable_for};
+use functional::process::{output, require, wait_until};
+use functional::samples::Scrape;
+use functional::tcptide::{Agent, Output, Streaming, Tcptide};
 use functional::witness::{NetCounters, sockets};
 use functional::workload::{Churn, Client, ServeOptions, Server, Stream, churn, stream};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use serde::Deserialize;
 
 const CLIENT: &str = "198.18.41.1";
@@ -134,6 +139,32 @@ fn pair(netns: &Netns, listener: &TcpListener) -> (TcpStream, TcpStream) {
 
 fn listen(netns: &Netns) -> TcpListener {
     netns.enter(|| Ok(TcpListener::bind("127.0.0.1:0")?)).unwrap()
+}
+
+/// The same, with so long a queue.
+fn listen_with(netns: &Netns, at: IpAddr, backlog: i32) -> TcpListener {
+    let listener = netns.enter(|| Ok(TcpListener::bind((at, 0))?)).unwrap();
+    rustix::net::listen(&listener, backlog).unwrap();
+    listener
+}
+
+/// Begins so many connections.
+fn knock(netns: &Netns, at: SocketAddr, times: u32) -> Vec<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let begin = || {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        // Under way, or over loopback there already.
+        let _ = connect(&socket, &at);
+        Ok(socket)
+    };
+    netns.enter(|| (0..times).map(|_| begin()).collect()).unwrap()
+}
+
+/// Since 6.11 the kernel tells which socket a packet was dropped for.
+fn tells_of_drops() -> bool {
+    let uname = rustix::system::uname();
+    let mut numbers = uname.release().to_str().unwrap().split(['.', '-']).map(|n| n.parse::<u32>().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 11)
 }
 
 /// Waits for the RST.
@@ -315,6 +346,7 @@ fn syns_and_syn_acks_are_lost() {
         ("RetransSegs", syns),
         ("TCPLossProbes", 0),
     ]);
+    client.agrees(&[("TCPAbortOnTimeout", 1)]);
     client.differs("TCPTimeouts+TCPSlowStartRetrans", 1, "TCPAbortOnTimeout");
     server.agrees(&[("PassiveOpens", 2), ("AttemptFails", 0)]);
     // One at least was for the second connection, which told of it.
@@ -322,6 +354,279 @@ fn syns_and_syn_acks_are_lost() {
     assert!(synacks.tcptide >= 1 && synacks.difference >= 1, "{server:#?}");
     server.differs("TCPSynRetrans", synacks.difference, "no connection");
     server.differs("RetransSegs", synacks.difference, "no connection");
+}
+
+#[test]
+fn listeners_turn_away() {
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    let netns = Netns::new("listeners").unwrap();
+    let early = listen_with(&netns, LOCAL, 1);
+    let to = |listener: &TcpListener| listener.local_addr().unwrap();
+    // One more than the limit is let in. Those turned away give up at once.
+    let mut waiting = knock(&netns, to(&early), 2);
+    drop(knock(&netns, to(&early), 7));
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&netns).unwrap();
+    drop(knock(&netns, to(&early), 5));
+    let late = listen_with(&netns, LOCAL, 1);
+    waiting.extend(knock(&netns, to(&late), 2));
+    drop(knock(&netns, to(&late), 4));
+    // One that nobody ever looked at.
+    let brief = listen_with(&netns, LOCAL, 1);
+    let lost = knock(&netns, to(&brief), 2);
+    drop(knock(&netns, to(&brief), 3));
+    drop(brief);
+    let all = reconciling.end();
+    let told = of(&all, &netns);
+    told.is_sound(&grown(&netns, &before));
+    told.agrees(&[("ListenOverflows", 12), ("ListenDrops", 12), ("PassiveOpens", 4)]);
+    drop((waiting, lost));
+}
+
+#[test]
+fn listeners_turn_away_what_they_had_begun() {
+    const HALF_OPEN: u32 = 3;
+    let (a, b) = (Netns::new("begun-a").unwrap(), Netns::new("begun-b").unwrap());
+    let path = Forwarder::between(&a, ip(CLIENT), &b, ip(SERVER), Impairment::default()).unwrap();
+    let listener = listen_with(&b, ip(SERVER), HALF_OPEN.cast_signed());
+    let to = listener.local_addr().unwrap();
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&b).unwrap();
+    path.drop_if(Direction::BToA, is_syn_ack);
+    let half_open = knock(&a, to, HALF_OPEN);
+    wait_until("the SYNs to arrive", Duration::from_secs(10), || {
+        Ok((sockets(&b, &["state", "syn-recv"])?.len() == HALF_OPEN as usize).then_some(()))
+    })
+    .unwrap();
+    // Others are let in meanwhile: when the handshakes complete there is no room.
+    path.clear_filter(Direction::BToA);
+    let waiting = knock(&a, to, HALF_OPEN + 1);
+    wait_until("handshakes to be turned away", Duration::from_secs(20), || {
+        Ok((grown(&b, &before).get("TcpExtListenOverflows") >= i64::from(HALF_OPEN)).then_some(()))
+    })
+    .unwrap();
+    // Nobody asks again, and nothing is under way.
+    path.set_blackhole(true);
+    thread::sleep(Duration::from_millis(200));
+    let all = reconciling.end();
+    let told = of(&all, &b);
+    told.is_sound(&grown(&b, &before));
+    for counter in ["ListenOverflows", "ListenDrops"] {
+        let line = told.line(counter);
+        // The socket counts each of these twice, and SYNs that came again.
+        assert!(line.tcptide >= 2 * line.kernel && line.kernel >= i64::from(HALF_OPEN), "{line:?}");
+        told.differs(counter, line.difference, "listeners dropped beside");
+    }
+    drop((half_open, waiting));
+}
+
+#[test]
+fn a_connection_times_out_after_a_router_said_why() {
+    let (a, b) = (Netns::new("icmp-a").unwrap(), Netns::new("icmp-b").unwrap());
+    let path = Forwarder::between(&a, ip(CLIENT), &b, ip(SERVER), Impairment::default()).unwrap();
+    a.sysctl("net.ipv4.tcp_retries2", "2").unwrap();
+    let listener = b.enter(|| Ok(TcpListener::bind((ip(SERVER), 0))?)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&a).unwrap();
+    // Nobody says why to the first one.
+    for answers in [false, true] {
+        let mut stream = a.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+        path.filter(Direction::AToB, move |packet| match unreachable_for(packet, 1) {
+            Some(answer) if answers && has_payload(packet) => Verdict::Answer(answer),
+            _ => Verdict::Drop,
+        });
+        stream.write_all(b"x").unwrap();
+        // Not asked for the error: that would take the router's word away from the kernel.
+        wait_until("the end", Duration::from_secs(30), || Ok(sockets(&a, &[])?.is_empty().then_some(())))
+            .unwrap();
+        path.clear_filter(Direction::AToB);
+    }
+    let all = reconciling.end();
+    let told = of(&all, &a);
+    told.is_sound(&grown(&a, &before));
+    let line = told.line("TCPAbortOnTimeout");
+    assert_eq!((line.kernel, line.tcptide), (2, 1), "{line:?}");
+    told.differs("TCPAbortOnTimeout", 1, "ICMP");
+}
+
+#[test]
+fn packets_are_dropped_for_a_socket() {
+    const KEY: &str = "import socket, struct, sys
+s = socket.socket()
+key = b'key'
+address = struct.pack('=HH4s', socket.AF_INET, 0, socket.inet_aton(sys.argv[1])).ljust(128, b'\\0')
+s.setsockopt(socket.IPPROTO_TCP, 14, address + struct.pack('=BBHi', 0, 0, len(key), 0) + key.ljust(80, b'\\0'))
+s.settimeout(0.5)
+try:
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    sys.exit('it worked')
+except TimeoutError:
+    pass";
+    let (a, b) = (Netns::new("drops-a").unwrap(), Netns::new("drops-b").unwrap());
+    let delay = Impairment { delay: Duration::from_millis(10), seed: 5, ..Impairment::default() };
+    let path = Forwarder::between(&a, ip(CLIENT), &b, ip(SERVER), delay).unwrap();
+    let listener = b.enter(|| Ok(TcpListener::bind((ip(SERVER), 0))?)).unwrap();
+    set_socket_recv_buffer_size(&listener, 200_000).unwrap();
+    let to = listener.local_addr().unwrap();
+    let connect = || {
+        let client = a.enter(|| Ok(TcpStream::connect(to)?)).unwrap();
+        client.set_nodelay(true).unwrap();
+        (client, listener.accept().unwrap().0)
+    };
+    let reconciling = Reconciling::start();
+    let before = NetCounters::of(&b).unwrap();
+
+    // A large window was offered, and then there is no room for what was sent into it.
+    let (mut client, server) = connect();
+    for _ in 0..100 {
+        client.write_all(&[0; 100]).unwrap();
+    }
+    wait_until("some bytes", Duration::from_secs(10), || {
+        Ok(sockets(&b, &["state", "established"])?.iter().any(|socket| socket.recv_q >= 5000).then_some(()))
+    })
+    .unwrap();
+    client.set_nonblocking(true).unwrap();
+    set_socket_recv_buffer_size(&server, 1).unwrap();
+    for _ in 0..300 {
+        let _ = client.write(&[0; 100]);
+    }
+    let has = |names: &[&str]| {
+        let grown = grown(&b, &before);
+        Ok((names.iter().map(|name| grown.get(name)).sum::<i64>() > 0).then_some(()))
+    };
+    let no_room = ["TcpExtTCPRcvQDrop", "TcpExtTCPOFODrop"];
+    wait_until("no room", Duration::from_secs(20), || has(&no_room)).unwrap();
+    // It is sent again, into a closed window: newer kernels (6.18) call that beyond the window.
+    thread::sleep(Duration::from_secs(1));
+
+    // Segments that overtake each other, and come twice.
+    let twice = Impairment { duplicate: 0.3, reorder: 0.2, ..delay };
+    path.impair(Direction::AToB, twice);
+    let (mut sending, mut reading) = connect();
+    thread::scope(|scope| {
+        scope.spawn(|| (0..300).for_each(|_| sending.write_all(&[0; 500]).unwrap()));
+        reading.read_exact(&mut vec![0; 300 * 500]).unwrap();
+    });
+    path.impair(Direction::AToB, delay);
+    wait_until("something that came twice", Duration::from_secs(10), || has(&["TcpExtTCPOFOMerge"])).unwrap();
+
+    // A signature that nobody expects.
+    let python = require("python3", "python3-minimal").unwrap();
+    let mut signing = Command::new(python);
+    signing.args(["-c", KEY, SERVER, &to.port().to_string()]);
+    output(&mut a.wrap(&signing)).unwrap();
+
+    // Until nothing comes any more.
+    path.set_blackhole(true);
+    thread::sleep(Duration::from_millis(200));
+    let all = reconciling.end();
+    let (told, grown) = (of(&all, &b), grown(&b, &before));
+    told.is_sound(&grown);
+    let lines = [
+        ("TCPRcvQDrop+TCPOFODrop", &no_room[..]),
+        ("TCPZeroWindowDrop", &["TcpExtTCPZeroWindowDrop"]),
+        ("TCPOFOMerge", &["TcpExtTCPOFOMerge"]),
+        ("TCPMD5NotFound+TCPMD5Unexpected+TCPMD5Failure", &["TcpExtTCPMD5Unexpected"]),
+    ];
+    for (counter, names) in lines {
+        if tells_of_drops() {
+            told.agrees(&[(counter, names.iter().map(|name| grown.get(name)).sum())]);
+            assert!(told.line(counter).kernel > 0 || counter == "TCPZeroWindowDrop", "{told:#?}");
+        } else {
+            assert!(told.counters.iter().all(|line| line.counter != counter), "{told:#?}");
+        }
+    }
+}
+
+/// What the agent's comparison says of one namespace: by counter the kernel's sum, tcptide's, and what is unexplained.
+fn compared(scrape: &Scrape, netns: &Netns) -> BTreeMap<String, (i64, i64, i64)> {
+    let netns = inode(netns).unwrap().to_string();
+    let of = |name: &str, counter: &str| {
+        scrape.sum(name, &[("netns", &netns), ("counter", counter)]).map(|n| n as i64).unwrap()
+    };
+    let all = scrape.select("tcptide_reconcile_kernel_total", &[]).filter(|s| s.label("netns") == netns);
+    let counters = all.map(|sample| sample.label("counter"));
+    let lines = counters.map(|counter| {
+        let counted = of("tcptide_reconcile_counted_total", counter);
+        let unexplained = of("tcptide_reconcile_unexplained", counter);
+        (counter.to_owned(), (of("tcptide_reconcile_kernel_total", counter), counted, unexplained))
+    });
+    lines.collect()
+}
+
+/// Until the agent has compared all that happened so far.
+fn has_compared(agent: &Agent, netns: &Netns) -> BTreeMap<String, (i64, i64, i64)> {
+    let told = wait_until("all to be compared", Duration::from_secs(20), || {
+        let told = compared(&agent.scrape()?, netns);
+        let kernel = NetCounters::of(netns)?;
+        let of = |name: &str| kernel.get(&format!("Tcp{name}")) + kernel.get(&format!("TcpExt{name}"));
+        let is_all =
+            |(counter, (n, _, _)): (&String, &(i64, i64, i64))| counter.split('+').map(of).sum::<i64>() == *n;
+        Ok((!told.is_empty() && told.iter().all(is_all)).then_some(told))
+    });
+    told.unwrap_or_else(|error| panic!("{error:#}: {:#?}", compared(&agent.scrape().unwrap(), netns)))
+}
+
+#[test]
+fn an_agent_compares_interval_after_interval() {
+    let netns = Netns::new("agent").unwrap();
+    let server = netns.enter(|| Server::start("127.0.0.1:0".parse()?, ServeOptions::default())).unwrap();
+    let agent = Tcptide::find().unwrap().agent(["--reconcile=1s"]).unwrap();
+    assert!(compared(&agent.scrape().unwrap(), &netns).is_empty(), "nothing has moved");
+    // Over several intervals, so that connections are under way wherever one ends.
+    let counts = thread::scope(|scope| {
+        let churning = scope.spawn(|| {
+            let plan = Churn { count: Some(2000), ..Churn::new(400.0, Duration::from_secs(30)) };
+            netns.enter(|| Ok(churn(&Client::new(server.address()), &plan))).unwrap()
+        });
+        while !churning.is_finished() {
+            for (counter, (_, _, unexplained)) in compared(&agent.scrape().unwrap(), &netns) {
+                assert_eq!(unexplained, 0, "{counter}");
+            }
+            thread::sleep(Duration::from_millis(300));
+        }
+        churning.join().unwrap()
+    });
+    assert_eq!((counts.opened, counts.failures()), (2000, 0));
+    for _ in 0..20 {
+        netns.enter(|| Ok(TcpStream::connect("127.0.0.1:9").unwrap_err())).unwrap();
+    }
+    settled(&netns);
+    let told = has_compared(&agent, &netns);
+    for (counter, n) in [("ActiveOpens", 2020), ("PassiveOpens", 2000), ("AttemptFails", 20)] {
+        assert_eq!(told[counter], (n, n, 0), "{counter}");
+    }
+    // The refusals were sent for no socket, which is a reason.
+    assert_eq!(told["OutRsts"], (20, 0, 0));
+
+    // One that comes later, whose end is known to be one.
+    let later = Netns::new("agent-later").unwrap();
+    let listener = listen_with(&later, "127.0.0.1".parse().unwrap(), 1);
+    let to = listener.local_addr().unwrap();
+    // It is compared from the next reading on.
+    thread::sleep(Duration::from_millis(2500));
+    let waiting = knock(&later, to, 2);
+    drop(knock(&later, to, 6));
+    let told = has_compared(&agent, &later);
+    assert_eq!((told["ListenDrops"], told["PassiveOpens"]), ((6, 6, 0), (2, 2, 0)));
+    let number = inode(&later).unwrap().to_string();
+    drop((waiting, listener, later));
+    wait_until("its series to go", Duration::from_secs(20), || {
+        let scrape = agent.scrape()?;
+        let left = scrape.select("tcptide_reconcile_kernel_total", &[]).any(|s| s.label("netns") == number);
+        Ok((!left).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_agent_compares_only_if_it_is_asked_to() {
+    let agent = Tcptide::find().unwrap().agent(["--metrics.grace", "1m"]).unwrap();
+    assert!(!agent.metrics().unwrap().contains("tcptide_reconcile"));
+    let refused = Tcptide::find().unwrap().run(["agent", "--reconcile=10ms"]).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(refused.stderr.iter().any(|line| line.contains("a second at least")), "{:?}", refused.stderr);
 }
 
 #[test]
