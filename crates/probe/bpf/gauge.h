@@ -81,7 +81,7 @@ static __always_inline __u64 netns_id(const struct net *net)
 	return bpf_core_field_exists(net->net_cookie) ? net->net_cookie : net->ns.inum;
 }
 
-/* To be called once for each socket, when its owner is known. */
+/* To be called once for each socket but those of a listener that was told, when its owner is known. */
 static __always_inline void note_namespace(struct sock *sk, __u64 cgroup_id)
 {
 	struct net *net = sk->__sk_common.skc_net.net;

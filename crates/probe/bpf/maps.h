@@ -121,8 +121,8 @@ struct namespace_owner {
 };
 
 /*
- * Whose sockets have been in which network namespace, with its inode number. Looked at once for each socket; the reader
- * takes out what is gone.
+ * Whose sockets have been in which network namespace, with its inode number. Looked at with each connect and each
+ * listener; the reader takes out what is gone.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -466,13 +466,13 @@ fn becomes(agent: &Agent, netns: &str, expected: Option<&str>) {
 
 #[test]
 fn a_namespace_is_its_containers_as_long_as_nobody_else_has_a_socket_there() {
-    const BRIEFLY: &str = "import socket; s = socket.create_server(('127.0.0.1', 0)); s.close()";
+    const BRIEFLY: [&str; 5] = ["serve", "--listen", "127.0.0.1:0", "--seconds", "0.01"];
     let place = Place::new("owner");
     let netns = place.inode();
     let agent = agent(&[]);
     becomes(&agent, &netns, Some(""));
     // Nobody looks while it is there.
-    place.done(BRIEFLY, &[]);
+    place.run(&BRIEFLY).wait(SOON).unwrap();
     becomes(&agent, &netns, Some(place.path()));
     // There is no container any more, and still no other.
     let Place { netns: kept, cgroup } = place;
@@ -481,7 +481,7 @@ fn a_namespace_is_its_containers_as_long_as_nobody_else_has_a_socket_there() {
     thread::sleep(Duration::from_millis(1500));
     becomes(&agent, &netns, Some(&name));
     let other = Place { netns: kept, cgroup: Cgroup::unique("owner-other").unwrap() };
-    other.done(BRIEFLY, &[]);
+    other.run(&BRIEFLY).wait(SOON).unwrap();
     becomes(&agent, &netns, Some(""));
     // It goes, and nothing of it stays.
     drop(other);
@@ -493,7 +493,7 @@ fn a_namespace_is_its_containers_as_long_as_nobody_else_has_a_socket_there() {
     });
     if let Ok(again) = again {
         becomes(&agent, &netns, Some(""));
-        again.done(BRIEFLY, &[]);
+        again.run(&BRIEFLY).wait(SOON).unwrap();
         becomes(&agent, &netns, Some(again.path()));
     }
 }

@@ -25,7 +25,13 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("agent", "a_reader_gets_the_format_it_asks_for", NO_PROMETHEUS),
     ("agent", "prometheus_scrapes_it", NO_PROMETHEUS),
     ("agent", "no_name_breaks_the_text", NO_PROMETHEUS),
-    ("lifecycle", "nothing_is_told_of_listeners_and_of_other_protocols", "no Python in a guest"),
+    ("lifecycle", "nothing_is_told_of_listeners_and_of_other_protocols", NO_PYTHON),
+    ("namespaces", "a_receive_buffer_has_no_room", NO_PYTHON),
+    ("namespaces", "cookies_are_sent_received_and_refused", NO_PYTHON),
+    ("namespaces", "data_comes_with_the_syn", NO_PYTHON),
+    ("namespaces", "mptcp_is_asked_for_and_not_had", NO_PYTHON),
+    ("namespaces", "signatures_are_missing_unexpected_and_wrong", NO_PYTHON),
+    ("reconcile", "signatures_are_not_expected", NO_PYTHON),
     ("helpers", "*", "about the tests' own helpers"),
     ("bad_places", "a_reader_that_leaves_is_no_error", NOT_THE_KERNEL),
     ("bad_places", "colours_are_for_terminals_that_want_them", NOT_THE_KERNEL),
@@ -70,6 +76,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
 ];
 const NOT_TRIED: &str = "not tried in a guest yet";
 const NO_DOCKER: &str = "no Docker in a guest";
+const NO_PYTHON: &str = "no Python in a guest";
 const NO_PROMETHEUS: &str = "no Prometheus in a guest";
 const NOT_THE_KERNEL: &str = "not about the kernel";
 

@@ -25,7 +25,9 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	bpf_spin_unlock(&g->lock);
 	g->direction = direction;
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
-	note_namespace(sk, g->cgroup_id);
+	/* What comes out of a listener has its owner and its namespace. */
+	if (direction != DIRECTION_PASSIVE)
+		note_namespace(sk, g->cgroup_id);
 	g->opened_ns = opened_ns;
 	if (!owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
