@@ -30,7 +30,6 @@ program nsenter     util-linux      util-linux                    util-linux uti
 program ps          procps          procps-ng                     procps-ng procps           procps
 program bpftool     bpftool         bpftool                       bpf       bpftool          bpftool
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
-program python3     python3-minimal python3                       python    python3          python3
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
 program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark
@@ -58,6 +57,7 @@ program strip       binutils
 program bash        bash
 program ip          iproute2
 program ss          iproute2
+program tc          iproute2
 program nsenter     util-linux
 program unshare     util-linux
 program setpriv     util-linux

@@ -335,6 +335,13 @@ impl Reading {
         &self.stderr
     }
 
+    /// Writes a line to its stdin.
+    pub fn write_line(&mut self, line: &str) -> Result<()> {
+        let stdin =
+            self.child.stdin.as_mut().with_context(|| format!("the stdin of `{}` is closed", self.line))?;
+        writeln!(stdin, "{line}").with_context(|| format!("telling `{}` something", self.line))
+    }
+
     /// Closes its stdin.
     pub fn close_stdin(&mut self) {
         self.child.stdin = None;

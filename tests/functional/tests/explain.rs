@@ -103,7 +103,7 @@ fn who_reads_late_is_told() {
                 let until = Instant::now() + Duration::from_secs(5);
                 while Instant::now() < until {
                     thread::sleep(Duration::from_millis(150));
-                    late.read(&mut [0; 100_000]).unwrap();
+                    assert!(late.read(&mut vec![0; 100_000]).unwrap() > 0);
                 }
             });
             let said = explain(to.port(), "3s");
@@ -132,12 +132,12 @@ fn a_small_send_buffer_is_told() {
     set_socket_send_buffer_size(&client, 4096).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let from = port(client.local_addr());
-    let reading = thread::spawn(move || while server.read(&mut [0; 100_000]).unwrap() > 0 {});
+    let reading = thread::spawn(move || while server.read(&mut vec![0; 100_000]).unwrap() > 0 {});
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                client.write_all(&[0; 100_000]).unwrap();
+                client.write_all(&vec![0; 100_000]).unwrap();
             }
             drop(client);
         });

@@ -236,6 +236,11 @@ fn a_reset_after_the_own_fin_ends_no_established_connection() {
         let (client, mut server) = pair(&netns, &listener);
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        // Or what acknowledges the FIN finds no socket, and is answered with an RST of its own.
+        wait_until("the FIN to be acknowledged", Duration::from_secs(5), || {
+            Ok((sockets(&netns, &["state", "fin-wait-2"])?.len() == 1).then_some(()))
+        })
+        .unwrap();
         set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
         drop(client);
         wait_until("the reset", Duration::from_secs(5), || Ok(server.take_error()?)).unwrap();

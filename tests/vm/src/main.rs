@@ -11,24 +11,29 @@
 //! | [`initramfs`], [`machine`] | a guest: its file system, and its run under QEMU |
 //! | [`plan`] | what host and guest tell each other |
 //! | [`guest`] | this program inside a guest |
-//! | [`matrix`], [`report`] | all guests, two at a time; the tables |
+//! | [`matrix`] | all guests, several at a time |
+//! | [`report`], [`page`] | the tables; `docs/kernels.md` as it was |
 
 mod guest;
 mod initramfs;
 mod kernels;
 mod machine;
 mod matrix;
+mod page;
 mod plan;
 mod programs;
 mod report;
 mod stories;
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use kernels::{SERIES, Series};
+use page::Page;
 
 #[derive(Parser)]
 #[command(about = "Tells tcptide's stories in virtual machines with Debian's kernels", version)]
@@ -41,7 +46,7 @@ struct Args {
     /// Write docs/kernels.md anew; takes all kernels
     #[arg(long, conflicts_with = "kernels")]
     write: bool,
-    /// Only those functional tests whose `file: name` has this in it
+    /// Only those stories whose row in the table has this in it
     #[arg(long, default_value = "", conflicts_with = "write")]
     only: String,
     /// The Debian mirror with the kernels [default: the one that apt uses here]
@@ -78,23 +83,26 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<bool> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let programs = programs::build()?;
-    let functional = stories::Functional::list(&programs, &args.only)?;
-    let mirror = args.mirror.clone().map_or_else(kernels::mirror, Ok)?;
     let all: Vec<_> = SERIES.iter().collect();
     let wanted = if args.kernels.is_empty() { &all } else { &args.kernels };
-    let kernels = wanted.iter().map(|series| {
-        kernels::get(series, &mirror, &target.join("vm"))
-            .with_context(|| format!("getting the kernel {}", series.name))
+    // Both take a while, and neither needs the other.
+    let (programs, kernels) = thread::scope(|scope| {
+        let kernels = scope.spawn(|| {
+            let mirror = args.mirror.clone().map_or_else(kernels::mirror, Ok)?;
+            kernels::get_all(wanted, &mirror, &target.join("vm"))
+        });
+        (programs::build(), kernels.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
-    let kernels = kernels.collect::<Result<Vec<_>>>()?;
+    let (programs, kernels) = (programs?, kernels?);
+    let functional = stories::Functional::list(&programs)?;
 
-    let results = matrix::run(&kernels, &programs, &functional)?;
-    let report = report::Report { results: &results, left_out: &functional.left_out };
+    let results = matrix::run(&kernels, &programs, &functional, &args.only)?;
+    let page = root.join("docs/kernels.md");
+    let before = Page::read(&page);
+    let report = report::Report { results: &results, left_out: &functional.left_out, before };
     println!("\n{}", report.tables());
     print!("{}", report.remarks());
     if args.write {
-        let page = root.join("docs/kernels.md");
         std::fs::write(&page, report.page()).with_context(|| format!("writing {}", page.display()))?;
     }
     Ok(results.iter().all(matrix::Results::are_good))

@@ -1,6 +1,6 @@
 //! All guests of all kernels, as many at a time as there is room for.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::kernels::Kernel;
-use crate::plan::{Line, Plan, Program, Told};
+use crate::plan::{Line, Plan, Program, Story, Told};
 use crate::programs::Programs;
 use crate::stories::{Functional, plans};
 use crate::{initramfs, machine};
@@ -68,10 +68,15 @@ struct Guest {
 }
 
 /// Runs them all; the results are in the order of the kernels.
-pub(crate) fn run(kernels: &[Kernel], programs: &Programs, functional: &Functional) -> Result<Vec<Results>> {
+pub(crate) fn run(
+    kernels: &[Kernel],
+    programs: &Programs,
+    functional: &Functional,
+    only: &str,
+) -> Result<Vec<Results>> {
     let archives = Archives::make(kernels, programs)?;
     let guests = kernels.iter().enumerate().flat_map(|(kernel, known)| {
-        let plans = plans(known, functional).into_iter().enumerate();
+        let plans = plans(known, functional, only).into_iter().enumerate();
         plans.map(move |(number, plan)| Guest { kernel, number, plan })
     });
     let mut guests: Vec<_> = guests.collect();
@@ -111,9 +116,8 @@ fn boot(kernel: &Kernel, guest: &Guest, archives: &Archives) -> Result<Vec<Line>
     let folder = tempfile::tempdir()?;
     let [plan, initramfs] = ["plan.cpio", "initramfs.cpio"].map(|name| folder.path().join(name));
     initramfs::plan(&guest.plan, &plan)?;
-    initramfs::join(&[&archives.programs, &archives.modules[guest.kernel], &plan], &initramfs)?;
-    let parameters = guest.plan.boot.parameters();
-    let ran = machine::run(kernel, &initramfs, parameters, LIMIT, folder.path())
+    initramfs::join(&archives.of(guest, &plan), &initramfs)?;
+    let ran = machine::run(kernel, &initramfs, LIMIT, folder.path())
         .with_context(|| format!("running Linux {}", kernel.release))?;
     let mut lines = ran.lines;
     let told: Vec<_> = lines
@@ -143,6 +147,8 @@ fn boot(kernel: &Kernel, guest: &Guest, archives: &Archives) -> Result<Vec<Line>
 struct Archives {
     _folder: TempDir,
     programs: PathBuf,
+    /// By the name of the file.
+    tests: BTreeMap<String, PathBuf>,
     /// For each kernel.
     modules: Vec<PathBuf>,
 }
@@ -153,12 +159,29 @@ impl Archives {
         let at = |name: &str| folder.path().join(Path::new(name));
         let of_programs = at("programs.cpio");
         initramfs::programs(programs, &of_programs)?;
+        let tests = programs.tests.iter().map(|(file, executable)| {
+            let archive = at(&format!("tests-{file}.cpio"));
+            initramfs::tests(file, executable, &archive)?;
+            Ok((file.clone(), archive))
+        });
+        let tests = tests.collect::<Result<_>>()?;
         let modules = kernels.iter().map(|kernel| {
             let archive = at(&format!("{}.cpio", kernel.release));
             initramfs::modules(kernel, &archive)?;
             Ok(archive)
         });
         let modules = modules.collect::<Result<_>>()?;
-        Ok(Self { programs: of_programs, modules, _folder: folder })
+        Ok(Self { programs: of_programs, tests, modules, _folder: folder })
+    }
+
+    /// Those that a guest is made of.
+    fn of<'a>(&'a self, guest: &Guest, plan: &'a Path) -> Vec<&'a Path> {
+        let wanted = |file: &str| {
+            let is_of = |story: &Story| matches!(story, Story::Functional { file: its, .. } if its == file);
+            guest.plan.stories.iter().any(is_of)
+        };
+        let tests = self.tests.iter().filter(|(file, _)| wanted(file)).map(|(_, archive)| archive);
+        let all = [&self.programs, &self.modules[guest.kernel]].into_iter().chain(tests);
+        all.map(PathBuf::as_path).chain([plan]).collect()
     }
 }

@@ -13,29 +13,16 @@ pub(crate) const RESULTS: &str = "/dev/ttyS1";
 /// How a guest is booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Boot {
-    /// As distributions do: cgroup2 only, no lockdown.
+    /// As distributions do: cgroup2 only.
     Usual,
-    /// With the kernel's lockdown in confidentiality mode.
-    Lockdown,
     /// With version 1 hierarchies of cgroups (memory, pids) and no cgroup2.
     CgroupV1,
-}
-
-impl Boot {
-    /// What is added to the kernel's command line.
-    pub(crate) fn parameters(self) -> &'static str {
-        match self {
-            Self::Usual | Self::CgroupV1 => "",
-            Self::Lockdown => "lockdown=confidentiality",
-        }
-    }
 }
 
 impl fmt::Display for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Usual => "usual boot",
-            Self::Lockdown => "lockdown",
             Self::CgroupV1 => "cgroup v1",
         })
     }

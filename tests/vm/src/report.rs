@@ -5,18 +5,22 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::matrix::Results;
-use crate::plan::Program;
+use crate::page::{Page, ProgramAt};
+use crate::plan::{Program, Story};
 
 /// What there is to say.
 pub(crate) struct Report<'a> {
     pub results: &'a [Results],
     pub left_out: &'a [(String, &'static str)],
+    /// As the page stands.
+    pub before: Page,
 }
 
 impl Report<'_> {
-    /// For the terminal.
+    /// For the terminal: with what changed since the page was written, and with times.
     pub(crate) fn tables(&self) -> String {
-        format!("{}\n{}\n{}\n{}", self.kernels(), self.programs(), self.stories(), self.left_out())
+        let (programs, stories) = (self.programs(Some(&self.before)), self.stories(true));
+        format!("{}\n{programs}\n{stories}\n{}", self.kernels(), self.left_out())
     }
 
     /// For `docs/kernels.md`.
@@ -32,8 +36,8 @@ impl Report<'_> {
              on this kernel.\n\n{}\n## Left out\n\n\
              Functional tests that are not told in a virtual machine.\n\n{}",
             self.kernels(),
-            self.programs(),
-            self.stories(),
+            self.programs(None),
+            self.stories(false),
             self.left_out()
         )
     }
@@ -70,7 +74,7 @@ impl Report<'_> {
         )
     }
 
-    fn programs(&self) -> String {
+    fn programs(&self, before: Option<&Page>) -> String {
         let mut names: Vec<&str> = Vec::new();
         for program in self.results.iter().flat_map(|results| &results.programs) {
             if !names.contains(&program.name.as_str()) {
@@ -79,36 +83,41 @@ impl Report<'_> {
         }
         let rows = names.into_iter().map(|name| {
             let cell = |results: &Results| {
-                results.programs.iter().find(|program| program.name == name).map_or("-".to_owned(), fate)
+                let program = results.programs.iter().find(|program| program.name == name);
+                program.map_or("-".to_owned(), |program| {
+                    let at = ProgramAt { program: name.to_owned(), kernel: results.kernel.number() };
+                    fate(program, before.and_then(|page| page.instructions(&at)))
+                })
             };
             std::iter::once(name.to_owned()).chain(self.results.iter().map(cell)).collect()
         });
         table(&self.header("program"), &rows.collect::<Vec<_>>())
     }
 
-    fn stories(&self) -> String {
-        let mut names: Vec<String> = Vec::new();
+    fn stories(&self, with_times: bool) -> String {
+        let mut names: Vec<(bool, String)> = Vec::new();
         for told in self.results.iter().flat_map(|results| &results.stories) {
-            let name = told.story.to_string();
+            let name = (matches!(told.story, Story::Functional { .. }), told.story.to_string());
             if !names.contains(&name) {
                 names.push(name);
             }
         }
-        let rows = names.into_iter().map(|name| {
+        // Guests have the functional ones in no order. The others stay in theirs.
+        let first_functional = names.iter().filter(|(functional, _)| !functional).count();
+        names.sort_by_key(|(functional, _)| *functional);
+        names[first_functional..].sort();
+        let rows = names.into_iter().map(|(_, name)| {
             let cell = |results: &Results| {
                 // Some are told in more than one boot.
-                let mut told =
-                    results.stories.iter().filter(|told| told.story.to_string() == name).peekable();
-                let there = told.peek().is_some();
-                let all = told.all(|told| told.outcome.is_ok());
-                if !there {
-                    "-"
-                } else if all {
-                    "ok"
-                } else {
-                    "FAILED"
-                }
-                .to_owned()
+                let told: Vec<_> =
+                    results.stories.iter().filter(|told| told.story.to_string() == name).collect();
+                let outcome = match told.as_slice() {
+                    [] => return "-".to_owned(),
+                    all if all.iter().all(|told| told.outcome.is_ok()) => "ok",
+                    _ => "FAILED",
+                };
+                let seconds = told.iter().map(|told| told.seconds).sum::<f64>();
+                if with_times { format!("{outcome}, {seconds:.0} s") } else { outcome.to_owned() }
             };
             std::iter::once(name.clone()).chain(self.results.iter().map(cell)).collect()
         });
@@ -129,11 +138,16 @@ impl Report<'_> {
     }
 }
 
-fn fate(program: &Program) -> String {
-    let instructions = program.instructions.map(thousands);
-    match (&program.reason, instructions) {
+fn fate(program: &Program, before: Option<u32>) -> String {
+    match (&program.reason, program.instructions) {
         (Some(reason), _) => format!("{}: {reason}", program.status),
-        (None, Some(instructions)) => format!("{}, {instructions}", program.status),
+        (None, Some(now)) => {
+            let change = before.filter(|&before| before != now).map(|before| {
+                let percent = (f64::from(now) / f64::from(before) - 1.0) * 100.0;
+                format!(" ({percent:+.1} %)")
+            });
+            format!("{}, {}{}", program.status, thousands(now), change.unwrap_or_default())
+        }
         (None, None) => program.status.clone(),
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Every command is bounded in time and ends by itself, or at SIGTERM or SIGINT, with its counts.
 
-use std::io::{Read, stdin};
+use std::io::{self, Read, stdin};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use functional::workload::{
     Churn, Client, Counts, Held, PingPong, Running, SMALLEST_FRAME, ServeOptions, Server, Stream, churn,
-    connections_per_process, ping_pong, stream,
+    connections_per_process, ping_pong, speak, stream,
 };
 use rustix::net::sockopt::{set_socket_reuseaddr, set_socket_reuseport};
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
@@ -44,6 +44,8 @@ enum Workload {
     Pingpong(PingPongArgs),
     /// One large request.
     Stream(StreamArgs),
+    /// A request of so many bytes for each line of stdin, without answers, until stdin closes.
+    Speak(Target),
 }
 
 #[derive(Args)]
@@ -85,6 +87,9 @@ struct Target {
     /// Close with a reset.
     #[arg(long)]
     reset: bool,
+    /// Bytes of the send buffer (`SO_SNDBUF`).
+    #[arg(long)]
+    send_buffer: Option<usize>,
 }
 
 #[derive(Args)]
@@ -160,6 +165,7 @@ impl Target {
             from: self.from.clone(),
             timeout: Duration::from_secs_f64(self.timeout),
             reset: self.reset,
+            send_buffer: self.send_buffer,
         }
     }
 }
@@ -197,6 +203,10 @@ fn run(workload: Workload) -> Result<Counts> {
             &args.target.client(),
             &Stream { bytes: args.bytes, rate: args.rate, answer: !args.no_answer },
         )),
+        Workload::Speak(target) => {
+            let lengths = stdin().lines().map(|line| line?.parse().map_err(io::Error::other));
+            Ok(speak(&target.client(), lengths))
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The clients: many short connections, many idle ones, one with small requests, one with a lot.
+//! The clients: many short connections, many idle ones, one with small requests, one with a lot, one that speaks when
+//! told to.
 //!
 //! All use blocking sockets, one thread each (or a few), because a blocking `connect` is what the
 //! connect latency of most programs is made of.
@@ -10,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout, set_tcp_nodelay};
+use rustix::net::sockopt::{
+    Timeout, set_socket_linger, set_socket_send_buffer_size, set_socket_timeout, set_tcp_nodelay,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Resource, getrlimit};
 
@@ -33,12 +36,14 @@ pub struct Client {
     pub timeout: Duration,
     /// Close with a reset (`SO_LINGER` of zero) instead of a FIN.
     pub reset: bool,
+    /// `SO_SNDBUF` in bytes, of which the kernel makes twice as many; its own choice if `None`.
+    pub send_buffer: Option<usize>,
 }
 
 impl Client {
     /// The plain client for a server: any source address, 5 s patience, orderly close.
     pub fn new(to: SocketAddr) -> Self {
-        Self { to, from: Vec::new(), timeout: Duration::from_secs(5), reset: false }
+        Self { to, from: Vec::new(), timeout: Duration::from_secs(5), reset: false, send_buffer: None }
     }
 
     /// Connects; `number` picks the source address.
@@ -52,6 +57,9 @@ impl Client {
         // The send timeout holds for connect, too.
         set_socket_timeout(&socket, Timeout::Send, Some(self.timeout))?;
         set_socket_timeout(&socket, Timeout::Recv, Some(self.timeout))?;
+        if let Some(bytes) = self.send_buffer {
+            set_socket_send_buffer_size(&socket, bytes)?;
+        }
         connect(&socket, &self.to)?;
         set_tcp_nodelay(&socket, true)?;
         if self.reset {
@@ -263,6 +271,18 @@ pub fn stream(client: &Client, plan: &Stream) -> Counts {
             }
         })?;
         if plan.answer { receive_frame(stream, counts, &mut buffer) } else { Ok(()) }
+    })
+}
+
+/// Sends a request of so many bytes for each number that comes, and closes after the last. For a server that does not
+/// answer.
+pub fn speak(client: &Client, lengths: impl Iterator<Item = io::Result<u64>>) -> Counts {
+    on_one_connection(client, |stream, counts, _| {
+        let mut buffer = vec![0; CHUNK];
+        for length in lengths {
+            send_frame(stream, length?, counts, &mut buffer, |_| {})?;
+        }
+        Ok(())
     })
 }
 

@@ -1,6 +1,6 @@
 //! TCP clients and a server that count what they do: connections, failures, bytes.
 //!
-//! Usable from a story's threads ([`Server`], [`churn`], [`Held`], [`ping_pong`], [`stream`]) and
+//! Usable from a story's threads ([`Server`], [`churn`], [`Held`], [`ping_pong`], [`stream`], [`speak`]) and
 //! as the program `workload`, which runs where a thread cannot: in a cgroup, in a container, or in
 //! several processes when one may not open enough files. [`Running`] drives that program.
 //!
@@ -19,7 +19,9 @@ mod client;
 mod running;
 mod server;
 
-pub use client::{Churn, Client, Held, PingPong, Stream, churn, connections_per_process, ping_pong, stream};
+pub use client::{
+    Churn, Client, Held, PingPong, Stream, churn, connections_per_process, ping_pong, speak, stream,
+};
 pub use running::{Running, command, program};
 pub use server::{ServeOptions, Server};
 

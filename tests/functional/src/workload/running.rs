@@ -61,6 +61,11 @@ impl Running {
         line.trim_start_matches("listening on ").parse().with_context(|| format!("no address in `{line}`"))
     }
 
+    /// For `speak`: has it send so many bytes.
+    pub fn say(&mut self, bytes: u64) -> Result<()> {
+        self.reading.write_line(&bytes.to_string())
+    }
+
     /// Tells it to end (closed stdin, SIGTERM), waits, and returns its counts.
     pub fn finish(mut self) -> Result<Counts> {
         self.reading.close_stdin();

@@ -1,10 +1,13 @@
 //! Where tcptide cannot work it says so: each command that looks at sockets in one sentence, with status 1.
 
+use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use functional::process::{output, shown};
 use functional::tcptide::{Output, Tcptide};
+
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// The commands that look at sockets.
 const WATCHING: [&[&str]; 6] = [
@@ -21,7 +24,9 @@ pub(super) fn too_old() -> Result<String> {
     all_say(&format!("kernel {release} is too old: tcptide needs Linux 5.15 or newer"), |command| command)
 }
 
+/// From here on; nothing lifts it.
 pub(super) fn lockdown() -> Result<String> {
+    fs::write(LOCKDOWN, "confidentiality").context(LOCKDOWN)?;
     all_say(
         "kernel lockdown is in confidentiality mode, which forbids BPF programs to read kernel memory",
         |command| command,
