@@ -57,6 +57,9 @@ pub struct Walk {
     pub took: Duration,
 }
 
+/// What the kernel answers where it has a function and no way in for programs; no error of user space, so errno(3) lacks it.
+const ENOTSUPP: i32 = 524;
+
 type Queue<T> = Rc<RefCell<Vec<T>>>;
 
 /// The BPF programs at work. When it is dropped, they and all they gathered are gone.
@@ -137,7 +140,12 @@ impl Monitor {
         match link {
             Ok(link) => drop(self.links.insert(program.name, link)),
             Err(error) => {
-                let status = Status::Refused(format!("{error:#}"));
+                let said = format!("{error:#}");
+                let status = if said.contains(&format!("os error {ENOTSUPP}")) {
+                    Status::Unsupported("this kernel lets no program into that function".to_owned())
+                } else {
+                    Status::Refused(said)
+                };
                 refuse_if_required(program, &status)?;
                 self.statuses.insert(program.name, status);
             }

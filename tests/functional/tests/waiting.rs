@@ -202,8 +202,8 @@ fn an_answer_takes_as_long_as_the_server() {
     let closed = trace.end().unwrap();
     let [active, passive] =
         ["active", "passive"].map(|side| closed.only(|c| c.direction() == side).one().unwrap().clone());
-    let last = active.response_us.unwrap();
-    assert!((micros(WAIT) / QUESTIONS..=took[2]).contains(&last), "{last} {took:?}");
+    let latest = active.response_us.unwrap();
+    assert!((micros(WAIT) / QUESTIONS..=took[2]).contains(&latest), "{latest} {took:?}");
     assert_eq!(passive.response_us, None);
     let (count, sum) = agent.of("tcptide_response_seconds");
     let least = (1..=QUESTIONS).map(|question| micros(WAIT) / question).sum::<u64>();
