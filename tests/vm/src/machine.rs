@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use functional::process::{require, wait_until};
 
 use crate::kernels::Kernel;
-use crate::plan::Line;
+use crate::plan::{Boot, Line};
 
 /// MiB of memory; the file system takes its part of it.
 const MEMORY: &str = "2048";
@@ -32,10 +32,20 @@ pub(crate) struct Ran {
 }
 
 /// Boots a kernel and waits for its end, for at most `limit`. `folder` receives console and results.
-pub(crate) fn run(kernel: &Kernel, initramfs: &Path, limit: Duration, folder: &Path) -> Result<Ran> {
+pub(crate) fn run(
+    kernel: &Kernel,
+    boot: Boot,
+    initramfs: &Path,
+    limit: Duration,
+    folder: &Path,
+) -> Result<Ran> {
     let [console, results] = ["console", "results"].map(|name| folder.join(name));
     let mut qemu = Command::new(require("qemu-system-x86_64", "qemu-system-x86")?);
-    qemu.args(["-accel", ACCELERATOR, "-cpu", cpu(kernel), "-smp", CPUS, "-m", MEMORY]);
+    qemu.args(["-accel", ACCELERATOR, "-cpu", cpu(kernel), "-m", MEMORY]);
+    match boot {
+        Boot::Counted => qemu.args(["-smp", "1", "-icount", "shift=0,sleep=off"]),
+        Boot::Usual | Boot::CgroupV1 => qemu.args(["-smp", CPUS]),
+    };
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     for line in [&console, &results] {
         qemu.arg("-serial").arg(format!("file:{}", line.display()));

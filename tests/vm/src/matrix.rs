@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::kernels::Kernel;
-use crate::plan::{Line, Plan, Program, Story, Told};
+use crate::plan::{Cost, Line, Plan, Program, Story, Told};
 use crate::programs::Programs;
 use crate::stories::{Functional, plans};
 use crate::{initramfs, machine};
@@ -25,6 +25,7 @@ pub(crate) struct Results {
     pub kernel: Kernel,
     /// In the order of the program table.
     pub programs: Vec<Program>,
+    pub costs: Vec<Cost>,
     pub stories: Vec<Told>,
 }
 
@@ -38,6 +39,7 @@ impl Results {
         for line in lines {
             match line {
                 Line::Programs(programs) => self.add_programs(programs),
+                Line::Costs(costs) => self.costs = costs,
                 Line::Story(told) => self.stories.push(told),
                 Line::End => {}
             }
@@ -101,10 +103,13 @@ pub(crate) fn run(
     });
     let mut told: Vec<_> = told?.into_iter().flatten().collect();
     told.sort_by_key(|(guest, _)| (guest.kernel, guest.number));
-    let mut results: Vec<_> = kernels
-        .iter()
-        .map(|kernel| Results { kernel: kernel.clone(), programs: Vec::new(), stories: Vec::new() })
-        .collect();
+    let nothing_of = |kernel: &Kernel| Results {
+        kernel: kernel.clone(),
+        programs: Vec::new(),
+        costs: Vec::new(),
+        stories: Vec::new(),
+    };
+    let mut results: Vec<_> = kernels.iter().map(nothing_of).collect();
     for (guest, lines) in told {
         results[guest.kernel].add(lines);
     }
@@ -117,7 +122,7 @@ fn boot(kernel: &Kernel, guest: &Guest, archives: &Archives) -> Result<Vec<Line>
     let [plan, initramfs] = ["plan.cpio", "initramfs.cpio"].map(|name| folder.path().join(name));
     initramfs::plan(&guest.plan, &plan)?;
     initramfs::join(&archives.of(guest, &plan), &initramfs)?;
-    let ran = machine::run(kernel, &initramfs, LIMIT, folder.path())
+    let ran = machine::run(kernel, guest.plan.boot, &initramfs, LIMIT, folder.path())
         .with_context(|| format!("running Linux {}", kernel.release))?;
     let mut lines = ran.lines;
     let told: Vec<_> = lines

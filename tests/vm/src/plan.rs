@@ -17,6 +17,8 @@ pub(crate) enum Boot {
     Usual,
     /// With version 1 hierarchies of cgroups (memory, pids) and no cgroup2.
     CgroupV1,
+    /// As usual, with one CPU whose clock shows a nanosecond for each instruction.
+    Counted,
 }
 
 impl fmt::Display for Boot {
@@ -24,6 +26,7 @@ impl fmt::Display for Boot {
         f.write_str(match self {
             Self::Usual => "usual boot",
             Self::CgroupV1 => "cgroup v1",
+            Self::Counted => "counted instructions",
         })
     }
 }
@@ -62,6 +65,8 @@ pub(crate) enum Story {
     NoBtf,
     /// Owners are told from version 1 hierarchies.
     CgroupV1,
+    /// How many instructions each program takes with short connections.
+    Cost,
 }
 
 impl fmt::Display for Story {
@@ -76,6 +81,7 @@ impl fmt::Display for Story {
             Self::Lockdown => f.write_str("lockdown=confidentiality: one sentence says so"),
             Self::NoBtf => f.write_str("no BTF: one sentence says so"),
             Self::CgroupV1 => f.write_str("cgroup v1 only: the process's cgroup is the owner"),
+            Self::Cost => f.write_str("cost: every program that short connections run is measured"),
         }
     }
 }
@@ -85,6 +91,8 @@ impl fmt::Display for Story {
 pub(crate) enum Line {
     /// What `tcptide doctor` said of every program.
     Programs(Vec<Program>),
+    /// What a run of each program takes.
+    Costs(Vec<Cost>),
     /// How a story went.
     Story(Told),
     /// All have been told.
@@ -114,4 +122,14 @@ pub(crate) struct Program {
     pub required: bool,
     /// What the verifier looked at.
     pub instructions: Option<u32>,
+}
+
+/// What a program takes with short connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    pub program: String,
+    /// For a connection with both ends on the host.
+    pub runs: f64,
+    /// Instructions of the CPU for a run, with what the kernel takes to measure it.
+    pub instructions: f64,
 }

@@ -126,6 +126,7 @@ pub(crate) fn plans(kernel: &Kernel, functional: &Functional, only: &str) -> Vec
         // Lockdown cannot be lifted again: it comes last.
         let own = [Story::Doctor, Story::NoBtf, Story::Rps { preemptible }, Story::Lockdown];
         plans.push(Plan { boot: Boot::Usual, stories: wanted(&own) });
+        plans.push(Plan { boot: Boot::Counted, stories: wanted(&[Story::Cost]) });
         plans.push(Plan { boot: Boot::CgroupV1, stories: wanted(&[Story::Doctor, Story::CgroupV1]) });
         let told = wanted(&functional.told);
         let guests = told.len().div_ceil(AT_MOST);

@@ -1,6 +1,7 @@
 //! Inside a guest: tells the stories of its plan and sends how each went. Started by `init.sh`.
 
 mod cgroup_v1;
+mod cost;
 mod doctor;
 mod refused;
 mod rps;
@@ -55,6 +56,7 @@ fn tell(story: &Story, boot: Boot, results: &mut Results) -> Result<String> {
         Story::Lockdown => refused::lockdown(),
         Story::NoBtf => refused::no_btf(),
         Story::CgroupV1 => cgroup_v1::tell(),
+        Story::Cost => cost::tell(results),
     }
 }
 
