@@ -3,6 +3,7 @@
  * Hook:    tp_btf/cgroup_mkdir and tp_btf/cgroup_rmdir, since 4.14
  * Context: process; rare
  * Feeds:   the names of cgroups, so that a container that lives for a moment is still named.
+ * Cost:    4 to 5 us for each cgroup made or removed: docs/overhead.md.
  */
 #include "../gauge.h"
 

@@ -4,6 +4,7 @@
  * Context: softirq or process; the socket locked, if there is one; rare
  * Feeds:   resets sent and received, by the state of the connection. A RST may be sent for no socket at all (nobody
  *          listens) or for a TIME_WAIT socket: neither has an owner. For a half-open connection the listener stands.
+ * Cost:    600 ns for each reset, measuring included: docs/overhead.md.
  */
 #include "../gauge.h"
 

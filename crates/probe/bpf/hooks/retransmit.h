@@ -4,6 +4,7 @@
  * Context: softirq (timer or ACK), the socket locked; rare
  * Feeds:   retransmitted segments by kind. The number of segments is what tcp_sock.total_retrans grew by: one
  *          call may send several, and the kernel's own RetransSegs counts the same.
+ * Cost:    some 200 instructions, once for each call that sends segments again: docs/overhead.md.
  */
 #include "../gauge.h"
 
