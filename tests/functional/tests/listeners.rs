@@ -3,106 +3,19 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use functional::cgroup::Cgroup;
-use functional::connections::{Connection, Connections, Queues};
+use functional::connections::{Connections, Queues};
 use functional::forwarder::{Direction, Forwarder, Impairment};
 use functional::netns::Netns;
 use functional::packet::is_syn_ack;
 use functional::process::wait_until;
 use functional::tcptide::{Agent, Tcptide};
-use functional::witness::{NetCounters, Socket, sockets};
-use functional::workload::{self, Running};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Pid, Signal, kill_process};
+use functional::witness::{NetCounters, sockets};
+use rustix::process::Signal;
 
-const SOON: Duration = Duration::from_secs(20);
+mod host;
 
-fn address(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-fn signal(process: &Running, signal: Signal) {
-    kill_process(Pid::from_raw(process.pid().cast_signed()).unwrap(), signal).unwrap();
-}
-
-/// A host of its own with a container on it, whose servers accept nothing.
-struct Host {
-    netns: Netns,
-    cgroup: Cgroup,
-}
-
-impl Host {
-    fn new(story: &str) -> Self {
-        Self { netns: Netns::new(story).unwrap(), cgroup: Cgroup::unique(story).unwrap() }
-    }
-
-    /// Starts a server with so long a queue, and stops it before it accepts anything.
-    fn listen(&self, at: SocketAddr, backlog: u32) -> Running {
-        let serve = ["serve", "--listen", &at.to_string(), "--backlog", &backlog.to_string()];
-        let serve = workload::command(serve).unwrap();
-        let server = Running::start(&mut self.cgroup.wrap(&self.netns.wrap(&serve))).unwrap();
-        server.listening().unwrap();
-        signal(&server, Signal::STOP);
-        server
-    }
-
-    /// Begins so many connections.
-    fn knock(&self, at: SocketAddr, times: u32) -> Vec<OwnedFd> {
-        knock(&self.netns, at, times)
-    }
-
-    /// What tcptide and `ss` say of the listener.
-    fn look(&self, at: SocketAddr) -> (Connection, Socket) {
-        let told = Connections::listeners(&self.netns, &[]).unwrap().at(at).one().unwrap().clone();
-        let port = format!(":{}", at.port());
-        let seen = sockets(&self.netns, &["state", "listening", "sport", "=", &port]).unwrap().remove(0);
-        assert_eq!((told.state.as_str(), told.cookie), ("listen", seen.cookie.unwrap()));
-        assert_eq!(told.cgroup(), self.cgroup.path().to_str().unwrap());
-        (told, seen)
-    }
-
-    /// A look at which tcptide says this of the queues, and `ss` the same.
-    fn has(&self, at: SocketAddr, expected: Queues) {
-        let (told, seen) = self.look(at);
-        assert_eq!(told.queues, Some(expected), "{at}");
-        assert_eq!((seen.recv_q, seen.send_q), (expected.accept, expected.limit));
-        assert_eq!(seen.drops(), Some(expected.drops));
-    }
-
-    fn kernel(&self, counter: &str) -> u64 {
-        u64::try_from(NetCounters::of(&self.netns).unwrap().get(counter)).unwrap()
-    }
-
-    /// Connections in accept queues, their limits, and drops, as the agent has them.
-    fn counted(&self, agent: &Agent) -> (u64, u64, u64) {
-        let scrape = agent.scrape().unwrap();
-        let labels = [("container", self.cgroup.path().to_str().unwrap())];
-        let of = |name| scrape.sum(name, &labels).unwrap_or_else(|| panic!("no {name}")) as u64;
-        (
-            of("tcptide_accept_queue_connections"),
-            of("tcptide_accept_queue_limit"),
-            of("tcptide_listen_drops_total"),
-        )
-    }
-}
-
-fn knock(netns: &Netns, at: SocketAddr, times: u32) -> Vec<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let begin = || {
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        // Under way, or over loopback there already.
-        let _ = connect(&socket, &at);
-        Ok(socket)
-    };
-    netns.enter(|| (0..times).map(|_| begin()).collect()).unwrap()
-}
-
-fn agent() -> Agent {
-    Tcptide::find().unwrap().agent(["--metrics.grace", "1m"]).unwrap()
-}
+use host::{Host, SOON, address, agent, knock, signal};
 
 #[test]
 fn a_full_queue_turns_away_and_an_empty_one_does_not() {
@@ -199,7 +112,7 @@ fn half_open_connections_wait_in_the_syn_queue() {
     let at = SocketAddr::new(at_b, 7001);
     let server = host.listen(at, HALF_OPEN);
     path.drop_if(Direction::BToA, is_syn_ack);
-    let _half_open = knock(&client, at, HALF_OPEN);
+    let _half_open = knock(&client, None, at, HALF_OPEN);
     let half_open = || sockets(&host.netns, &["state", "syn-recv"]).map(|requests| requests.len() as u32);
     wait_until("the SYNs to arrive", SOON, || Ok((half_open()? == HALF_OPEN).then_some(()))).unwrap();
     // The socket counts SYNs that came again, which takes a second. One may come while somebody looks.
@@ -224,7 +137,7 @@ fn half_open_connections_wait_in_the_syn_queue() {
 
     // Others fill the accept queue meanwhile: the handshakes that complete now are turned away.
     path.clear_filter(Direction::BToA);
-    let _waiting = knock(&client, at, HALF_OPEN + 1);
+    let _waiting = knock(&client, None, at, HALF_OPEN + 1);
     wait_until("handshakes to be turned away", SOON, || {
         Ok((host.kernel("TcpExtListenOverflows") >= HALF_OPEN.into()).then_some(()))
     })
@@ -267,7 +180,7 @@ fn a_listener_that_listens_again_has_the_new_limit() {
         assert_eq!(limit(), expected);
     }
     // What is connected is no listener, and what listens is no connection.
-    let connected = knock(&netns, at, 1);
+    let connected = knock(&netns, None, at, 1);
     assert_eq!(Connections::listeners(&netns, &[]).unwrap().0.len(), 1);
     let now = Connections::now(&netns, &[]).unwrap();
     assert_eq!(now.0.len(), 2);
