@@ -144,11 +144,11 @@ impl Worker {
 
     fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
-        self.monitor.tend()?;
-        if let Some(reconciliation) = &mut self.reconciliation {
-            reconciliation.tick(&mut self.monitor, || self.namespaces.read(ALL))?;
+        match &mut self.reconciliation {
+            // Nothing is to be missed: whatever stands in for another program stays.
+            Some(reconciliation) => reconciliation.tick(&mut self.monitor, || self.namespaces.read(ALL)),
+            None => Ok(self.monitor.tend()?),
         }
-        Ok(())
     }
 
     fn scrape(&mut self) -> anyhow::Result<Exposition> {

@@ -77,9 +77,11 @@ impl Reconciliation {
             let all = self.reconciler.compare(monitor)?;
             add(&mut self.sums, all);
         } else if !self.is_due && since >= self.interval {
-            self.reconciler.turn(monitor, read, |_| {})?;
+            let done = self.reconciler.turn(monitor, read, |_| {});
+            // Also of one that failed: the next one is an interval later.
             self.turned = Instant::now();
-            self.is_due = true;
+            self.is_due = done.is_ok();
+            done?;
         } else {
             self.reconciler.settle();
         }

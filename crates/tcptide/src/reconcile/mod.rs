@@ -18,7 +18,7 @@ use model::{
     connection::Event,
     record::{self, CGROUP_UNATTRIBUTED, loss, retransmit},
 };
-use probe::{Kernel, Monitor, Options};
+use probe::{Kernel, Monitor, Options, ProgramStats};
 use serde::Serialize;
 
 pub(crate) use self::lines::{Comparison, Reason};
@@ -240,12 +240,13 @@ struct HostCounts {
 impl HostCounts {
     fn take(monitor: &Monitor) -> anyhow::Result<Self> {
         let losses = monitor.losses();
+        let programs = monitor.programs();
         let mut all = Self {
             synacks: 0,
             ownerless_resets: 0,
             dropped: 0,
             lost: losses[loss::LOSS_CONNECTION_EVENT] + losses[loss::LOSS_STORAGE],
-            missed: LINES.iter().map(|line| (line.program(), missed(monitor, line.program()))).collect(),
+            missed: LINES.iter().map(|line| (line.program(), missed(&programs, line.program()))).collect(),
         };
         for (cgroup, totals) in monitor.totals()? {
             all.synacks += totals.retransmitted_segments[retransmit::RETRANSMIT_SYNACK];
@@ -259,8 +260,7 @@ impl HostCounts {
 }
 
 /// How many runs no program on this one's hook made, at most.
-fn missed(monitor: &Monitor, program: &str) -> u64 {
-    let all = monitor.programs();
+fn missed(all: &[ProgramStats], program: &str) -> u64 {
     let hook = all.iter().find(|p| p.program.name == program).map(|p| p.program.hook);
     let runs = all.iter().filter(|p| Some(p.program.hook) == hook).filter_map(|p| p.run);
     runs.map(|run| run.missed).min().unwrap_or(0)
