@@ -60,11 +60,6 @@ functional() {
     step "functional tests" env TCPTIDE="$(realpath "$target/release/tcptide")" \
         cargo test --locked --no-fail-fast -p functional -- --test-threads=1
     step "make run" run_unattended
-    if [[ $(uname -m) == x86_64 ]] && command -v apt-get >/dev/null; then
-        step "kernel matrix" tools/vm.sh
-    else
-        not_run+=("the kernel matrix, whose kernels are for x86-64 and come through apt")
-    fi
 }
 
 install_test_tools() { test_needs | without_services install_missing; }

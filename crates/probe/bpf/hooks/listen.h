@@ -5,7 +5,7 @@
  * Context: softirq; the listener is not locked
  * Feeds:   what listeners turn away for a full accept queue, as the kernel's ListenOverflows counts it. Without them
  *          there is sock.sk_drops only, which has other reasons in it.
- * Cost:    90 instructions for each of the two segments, measuring included: docs/kernels.md.
+ * Cost:    90 instructions for each of the two segments, measuring included: docs/overhead.md.
  */
 #include "../gauge.h"
 
