@@ -403,7 +403,7 @@ pub struct Connection {
     /// From the first SYN to the completed handshake; active side only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_us: Option<u64>,
-    /// From the SYN received to the completed handshake; passive side only. Absent after a SYN cookie.
+    /// From the SYN received to the completed handshake; passive side only. After a SYN cookie it may be too long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshake_us: Option<u32>,
     /// From the completed handshake to `accept()`; passive side only.

@@ -142,7 +142,7 @@ table! {
         read: |t, _| distribution(&Scale::CONNECT, &t.response, t.response_sum_us)
     }
     "tcptide_handshake_duration_seconds" Histogram {
-        help: "From the SYN received to the completed handshake, of connections to this container; not of those made by SYN cookies.",
+        help: "From the SYN received to the completed handshake, of connections to this container. Of those made by SYN cookies it is what the kernel reckons from time stamps: too long by some 60 ms at times.",
         source: "inet_sock_set_state: first tcp_sock.srtt_us; after a SYN-ACK sent again tcp_request_sock.snt_synack",
         program: "lifecycle", fields: [handshake, handshake_sum_us],
         read: |t, _| distribution(&Scale::CONNECT, &t.handshake, t.handshake_sum_us)

@@ -31,6 +31,12 @@ impl Program {
         self.hook.strip_prefix("tp_btf/")
     }
 
+    /// Whether it hangs on a function of the kernel, which some kernels refuse: what it feeds is told otherwise then, and
+    /// less exactly.
+    pub fn has_substitute(&self) -> bool {
+        self.function().is_some()
+    }
+
     /// The kernel function that it hangs on, if it does, and where: `fentry` or `fexit`.
     pub(crate) fn function(&self) -> Option<(&'static str, &'static str)> {
         self.hook.split_once('/').filter(|(place, _)| matches!(*place, "fentry" | "fexit"))
@@ -117,21 +123,21 @@ pub const PROGRAMS: &[Program] = &[
         hook: "fentry/tcp_conn_request",
         feeds: "SYNs turned away for a full accept queue",
         required: false,
-        needed: |options| options.follow,
+        needed: |options| options.follow && (options.totals || options.rows > 0),
     },
     Program {
         name: "overflow_ack",
         hook: "fentry/tcp_v4_syn_recv_sock",
         feeds: "handshakes turned away for a full accept queue",
         required: false,
-        needed: |options| options.follow,
+        needed: |options| options.follow && (options.totals || options.rows > 0),
     },
     Program {
         name: "overflow_ack6",
         hook: "fentry/tcp_v6_syn_recv_sock",
         feeds: "the same over IPv6",
         required: false,
-        needed: |options| options.follow,
+        needed: |options| options.follow && (options.totals || options.rows > 0),
     },
     Program {
         name: "collapsed",

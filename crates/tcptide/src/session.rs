@@ -78,7 +78,7 @@ impl Session {
             say!("{complaint}; waiting for it");
         }
         let mut absent = BTreeMap::<String, Vec<_>>::new();
-        for program in self.monitor.programs() {
+        for program in self.monitor.programs().into_iter().filter(|p| !p.program.has_substitute()) {
             if matches!(program.status, probe::Status::Unsupported(_) | probe::Status::Refused(_)) {
                 absent.entry(program.status.to_string()).or_default().push(program.program);
             }
