@@ -30,6 +30,7 @@ program nsenter     util-linux      util-linux                    util-linux uti
 program ps          procps          procps-ng                     procps-ng procps           procps
 program bpftool     bpftool         bpftool                       bpf       bpftool          bpftool
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
+program python3     python3-minimal python3                       python    python3          python3
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
 program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark

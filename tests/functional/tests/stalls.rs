@@ -183,7 +183,7 @@ fn a_small_send_buffer_keeps_its_own_sender_waiting() {
     assert_eq!((rwnd, sndbuf), (0, seen.ms("sndbuf_limited") * 1000));
     assert!((seen.ms("busy") * 1000..seen.ms("busy") * 1000 + 100_000).contains(&busy), "{busy} {seen:?}");
     // On a fast machine more than a third.
-    assert!(sndbuf > busy / 10, "{sndbuf} of {busy}");
+    assert!(sndbuf > busy / 6, "{sndbuf} of {busy}");
     sender.is_sound();
     receiver.is_sound();
 }

@@ -37,25 +37,17 @@ const COLUMNS: &[Column] = &[
     Column::right("LIMIT"),
     Column::right("SYN QUEUE").rank(3),
     Column::right("DROPS"),
-    Column::right("NETNS").wide_only(),
-    Column::right("COOKIE").wide_only(),
 ];
 
+/// What is known only of listeners that were watched.
 const WATCHED: &[Column] = &[
-    Column::left("CONTAINER").shrinks_to(10),
-    Column::left("PROCESS").shrinks_to(7).rank(2),
-    Column::left("LOCAL").shrinks_to(12),
-    Column::right("ACCEPT QUEUE"),
-    Column::right("LIMIT"),
-    Column::right("SYN QUEUE").rank(3),
-    Column::right("DROPS"),
     Column::right("OVERFLOWS").rank(4),
     Column::right("ACCEPTED"),
     Column::right("WAIT P50"),
     Column::right("P99"),
-    Column::right("NETNS").wide_only(),
-    Column::right("COOKIE").wide_only(),
 ];
+
+const WHICH: &[Column] = &[Column::right("NETNS").wide_only(), Column::right("COOKIE").wide_only()];
 
 /// A listener, and what happened there between two looks.
 #[derive(Serialize)]
@@ -150,8 +142,8 @@ pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
             .cmp(&(a.queues.accept, a.queues.drops))
             .then_with(|| of(a).cmp(&of(b)))
     });
-    let columns = if duration.is_some() { WATCHED } else { COLUMNS };
-    print(look.output.output, &listeners, columns, row)?;
+    let watched = if duration.is_some() { WATCHED } else { &[] };
+    print(look.output.output, &listeners, &[COLUMNS, watched, WHICH].concat(), row)?;
     explain_nothing(&session, listeners.len(), walk.sockets, "sockets");
     session.report_losses();
     Ok(())
