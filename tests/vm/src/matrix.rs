@@ -136,7 +136,12 @@ fn boot(kernel: &Kernel, guest: &Guest, archives: &Archives) -> Result<Vec<Line>
     }
     let stories =
         lines.iter().filter_map(|line| if let Line::Story(told) = line { Some(told) } else { None });
-    let failed = stories.filter(|told| told.outcome.is_err()).count();
+    let failures: Vec<_> = stories.filter(|told| told.outcome.is_err()).collect();
+    for Told { story, outcome, .. } in &failures {
+        let why = outcome.as_ref().err().map_or("", String::as_str);
+        eprintln!("vm: FAILED on Linux {}: {story}\n{why}", kernel.release);
+    }
+    let failed = failures.len();
     eprintln!(
         "vm: Linux {}, {}: {} of {} stories hold, {:.0} s",
         kernel.release,
