@@ -9,6 +9,7 @@ source tools/rust.sh
 
 durations=()
 not_run=()
+second_try=()
 current=
 
 # Runs a command under a name, with its time.
@@ -27,6 +28,7 @@ summary() {
     [[ ${#durations[@]} == 0 ]] || printf '\n%s\n' "$(printf '%s\n' "${durations[@]}")"
     [[ -z $current ]] || printf 'FAILED: %s\n' "$current"
     [[ ${#not_run[@]} == 0 ]] || printf 'not run: %s\n' "${not_run[@]}"
+    [[ ${#second_try[@]} == 0 ]] || printf 'held only at the second try: %s\n' "${second_try[@]}"
     printf '%5d s  in all\n' "$SECONDS"
     exit "$status"
 }
@@ -56,10 +58,29 @@ functional() {
     fi
     step "tools of the functional tests" install_test_tools
     step "build of the functional tests" cargo test --locked -p functional --no-run
-    # One story at a time: some count what happens on the whole host.
-    step "functional tests" env TCPTIDE="$(realpath "$target/release/tcptide")" \
-        cargo test --locked --no-fail-fast -p functional -- --test-threads=1
+    TCPTIDE=$(realpath "$target/release/tcptide")
+    export TCPTIDE
+    step "functional tests" stories "$target/stories.log"
     step "make run" run_unattended
+}
+
+# How many stories may need a second try.
+readonly most_again=3
+
+# One story at a time: some count what happens on the whole host. A few are told again if they fail, and named at the
+# end: a machine that stands still for longer than a story expects, or a kernel that runs no BPF program on top of some
+# tasks (ARCHITECTURE.md, known limits), breaks a story once; what is broken is broken twice.
+stories() {
+    local log=$1 failed file story
+    cargo test --locked --no-fail-fast -p functional -- --test-threads=1 2>&1 | tee "$log" && return
+    failed=$(awk '$1 == "Running" { file = $2; sub(".*/", "", file); sub("[.]rs$", "", file) }
+        $1 == "test" && $NF == "FAILED" { print file, $2 }' "$log")
+    [[ -n $failed && $(wc -l <<<"$failed") -le $most_again ]] || return 1
+    while read -r file story; do
+        printf '\n== again: %s in %s.rs\n' "$story" "$file"
+        cargo test --locked -p functional --test "$file" -- --exact "$story" || return 1
+        second_try+=("$story in $file.rs")
+    done <<<"$failed"
 }
 
 install_test_tools() { test_needs | without_services install_missing; }

@@ -279,7 +279,7 @@ pub struct Path {
 /// Times that a receive window was seen closed, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ZeroWindows {
-    /// The peer's: it does not read what it is sent.
+    /// The peer's: it does not read what it is sent. 65535: as often or more often.
     pub peer: u32,
     /// Time that it was closed, us, to a tick of the kernel's clock; 4294967295: as long or longer.
     pub peer_us: u32,
@@ -292,7 +292,7 @@ pub struct ZeroWindows {
 /// A congestion avoidance state's share of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CongestionState {
-    /// Times that it was entered.
+    /// Times that it was entered; 65535: as often or more often.
     pub entered: u32,
     /// Time in it, us, up to when it was left last; 4294967295: as long or longer.
     pub us: u32,
@@ -474,7 +474,8 @@ pub struct Connection {
     pub path: Path,
     /// Time with data to send, and what it waited for: `tcp_sock.chrono_stat`.
     pub limited_us: Limited,
-    /// Times that a receive window was seen closed; absent where only events or a single look were asked for.
+    /// Times that a receive window was seen closed; absent where only a single look, or the making of connections alone, was
+    /// asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_windows: Option<ZeroWindows>,
     /// What lies in buffers; absent for a listener.
@@ -697,7 +698,7 @@ fn congestion_states(r: &record::Connection) -> Option<CongestionStates> {
 /// The RTT samples that a record carries.
 pub fn rtt_samples(r: &record::Connection) -> Option<Histogram> {
     (r.flags & record::FLAG_SAMPLES != 0)
-        .then(|| Histogram::from_counts(&Scale::RTT, r.rtt_samples.map(u64::from), r.rtt_sum_us))
+        .then(|| Histogram::from_counts(&Scale::RTT, r.rtt.slots.map(u64::from), r.rtt.sum_us))
 }
 
 fn close(r: &record::Connection, event: Option<Event>) -> Option<Close> {

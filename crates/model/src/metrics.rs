@@ -120,56 +120,56 @@ table! {
     "tcptide_rtt_seconds" Histogram {
         help: "Round-trip times: at most one sample a round trip, and one a millisecond, of each connection.",
         source: "tcp_sock.rack.rtt_us (without SACK: srtt_us), when tcp_sock.rtt_seq moved",
-        program: "rtt", fields: [rtt, rtt_sum_us],
-        read: |t, _| distribution(&Scale::RTT, &t.rtt, t.rtt_sum_us)
+        program: "rtt", fields: [rtt],
+        read: |t, _| distribution(&Scale::RTT, &t.rtt.slots, t.rtt.sum_us)
     }
     "tcptide_connect_duration_seconds" Histogram {
         help: "From the first SYN to the completed handshake, of connections this container began.",
         source: "inet_sock_set_state: SYN_SENT to ESTABLISHED",
-        program: "lifecycle", fields: [connect, connect_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.connect, t.connect_sum_us)
+        program: "lifecycle", fields: [connect],
+        read: |t, _| distribution(&Scale::CONNECT, &t.connect.slots, t.connect.sum_us)
     }
     "tcptide_first_byte_seconds" Histogram {
         help: "From the completed handshake to the first payload received, on connections this container began: request, path and answer.",
         source: "tcp_probe: first segment with payload",
-        program: "rtt", fields: [first_byte, first_byte_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.first_byte, t.first_byte_sum_us)
+        program: "rtt", fields: [first_byte],
+        read: |t, _| distribution(&Scale::CONNECT, &t.first_byte.slots, t.first_byte.sum_us)
     }
     "tcptide_response_seconds" Histogram {
         help: "From the last data sent to the next data received, on connections this container began: at most one sample a millisecond of each connection.",
         source: "tcp_probe: segment with payload; tcp_sock.tcp_wstamp_ns",
-        program: "rtt", fields: [response, response_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.response, t.response_sum_us)
+        program: "rtt", fields: [response],
+        read: |t, _| distribution(&Scale::CONNECT, &t.response.slots, t.response.sum_us)
     }
     "tcptide_handshake_duration_seconds" Histogram {
         help: "From the SYN received to the completed handshake, of connections to this container. Of those made by SYN cookies it is what the kernel reckons from time stamps: too long by some 60 ms at times.",
         source: "inet_sock_set_state: first tcp_sock.srtt_us; after a SYN-ACK sent again tcp_request_sock.snt_synack",
-        program: "lifecycle", fields: [handshake, handshake_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.handshake, t.handshake_sum_us)
+        program: "lifecycle", fields: [handshake],
+        read: |t, _| distribution(&Scale::CONNECT, &t.handshake.slots, t.handshake.sum_us)
     }
     "tcptide_accept_wait_seconds" Histogram {
         help: "From the completed handshake to accept(), of connections to this container.",
         source: "inet_csk_accept",
-        program: "accepted", fields: [accept_wait, accept_wait_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait, t.accept_wait_sum_us)
+        program: "accepted", fields: [accept_wait],
+        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
     }
     "tcptide_accept_wait_bound_seconds" Histogram {
         help: "Instead of tcptide_accept_wait_seconds where the kernel takes no program at accept(): an upper bound, from the completed handshake to when the connection was first seen in use: data arriving or read, a look, its end.",
         source: "sock.sk_socket",
         program: "lifecycle", unless: "accepted", fields: [],
-        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait, t.accept_wait_sum_us)
+        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
     }
     "tcptide_read_delay_seconds" Histogram {
         help: "From data ready to be read to its being read: a slow application, not a slow network. Only with --read-delay.",
         source: "tcp_probe: segment with payload that nothing waits before; tcp_rcv_space_adjust",
-        program: "used", fields: [read_delay, read_delay_sum_us],
-        read: |t, _| distribution(&Scale::CONNECT, &t.read_delay, t.read_delay_sum_us)
+        program: "used", fields: [read_delay],
+        read: |t, _| distribution(&Scale::CONNECT, &t.read_delay.slots, t.read_delay.sum_us)
     }
     "tcptide_connection_duration_seconds" Histogram {
         help: "From opening to end, of connections that ended and were seen to open.",
         source: "inet_sock_set_state",
-        program: "lifecycle", fields: [lifetime, lifetime_sum_us],
-        read: |t, _| distribution(&Scale::LIFETIME, &t.lifetime, t.lifetime_sum_us)
+        program: "lifecycle", fields: [lifetime],
+        read: |t, _| distribution(&Scale::LIFETIME, &t.lifetime.slots, t.lifetime.sum_us)
     }
     "tcptide_connections" Gauge [Label { name: "state", values: &COUNTED_STATES }] {
         help: "Sockets by TCP state; syn_recv is what waits half-open at listeners. TIME_WAIT has no owner.",
@@ -303,16 +303,16 @@ table! {
     "tcptide_queueing_delay_seconds" Histogram {
         help: "How long segments wait on their way: smoothed RTT less the least one; acknowledgements that a receiver holds back count, too. A sample of each connection that moved since the last look, and one at its end.",
         source: "tcp_sock.srtt_us, rtt_min",
-        program: "walk", fields: [queueing, queueing_sum_us],
-        read: |t, _| distribution(&Scale::RTT, &t.queueing, t.queueing_sum_us)
+        program: "walk", fields: [queueing],
+        read: |t, _| distribution(&Scale::RTT, &t.queueing.slots, t.queueing.sum_us)
     }
     "tcptide_dropped_packets_total" Counter [Label { name: "reason", values: &DROPS }] {
-        help: "TCP packets that the kernel dropped, sent or received, by its own names of reasons. Those of no socket are ~unattributed; before Linux 6.11 not_specified has what nobody read before a close, too.",
+        help: "TCP packets that the kernel dropped, sent or received, by its own names of reasons. Those of no socket are of the container whose network namespace they were in, if it is one container's, else ~unattributed; before Linux 6.11 not_specified has what nobody read before a close, too.",
         source: "kfree_skb: enum skb_drop_reason",
         program: "drop", fields: [dropped_packets], read: |t, _| Reading::EachSeen(t.dropped_packets.to_vec())
     }
     "tcptide_resets_total" Counter [Label { name: "direction", values: &[Some("sent"), Some("received")] }] {
-        help: "RSTs sent and received. One sent for no socket, such as to a closed port, is ~unattributed.",
+        help: "RSTs sent and received. One sent for no socket, such as from a closed port, is of the container whose network namespace it left, if it is one container's, else ~unattributed.",
         source: "tcp_send_reset, tcp_receive_reset",
         program: "reset_sent", fields: [resets], read: |t, _| Reading::Each(t.resets.to_vec())
     }

@@ -14,42 +14,26 @@ static __always_inline void lose(enum loss what)
 	__sync_fetch_and_add(&losses[what], 1);
 }
 
-/* The first slot whose bound is not below v; the last slot has none. A binary search, at most 6 steps. */
-static __always_inline __u32 slot_of(const volatile __u64 *bounds, __u32 slots, __u64 v)
-{
-	__u32 low = 0, high = slots - 1;
-
-	for (int step = 0; step < 6 && low < high; step++) {
-		__u32 middle = (low + high) / 2;
-
-		opaque(middle);
-		if (middle >= slots - 1)
-			break;
-		if (v <= bounds[middle])
-			high = middle;
-		else
-			low = middle + 1;
-	}
-	return low;
-}
-
 /*
- * Global functions are verified once and on their own, and return a number that the verifier knows nothing of: what
- * follows is looked at once, and not once for every slot.
+ * Global functions (not static, __noinline) are verified once and on their own, and return a number that the verifier
+ * knows nothing of: what follows is looked at once, and not once for every way through them. Their pointers may be NULL,
+ * as far as the verifier knows. See docs/decisions/0002-verifier-effort.md.
  */
-__noinline __u32 rtt_slot(__u64 us)
-{
-	return slot_of(rtt_bounds, RTT_SLOTS, us);
-}
 
-__noinline __u32 connect_slot(__u64 us)
+/* The first slot whose bound is not below us. A binary search without a branch, for as many slots as a row has. */
+__noinline __u32 slot_of(__u32 scale, __u64 us)
 {
-	return slot_of(connect_bounds, CONNECT_SLOTS, us);
-}
+	__u32 slot = 0;
 
-__noinline __u32 lifetime_slot(__u64 us)
-{
-	return slot_of(lifetime_bounds, LIFETIME_SLOTS, us);
+	if (scale >= SCALES)
+		return 0;
+	for (__u32 step = BOUNDS / 2; step; step /= 2) {
+		__u32 at = (slot + step - 1) & (BOUNDS - 1);
+
+		opaque(at);
+		slot += step & -((bounds[scale][at & (BOUNDS - 1)] - us) >> 63);
+	}
+	return slot;
 }
 
 /* ---- The owner ---------------------------------------------------------------------------------------- */
@@ -196,6 +180,18 @@ static __always_inline __u32 known_retransmits(const struct gauge *g)
 }
 
 /*
+ * Those whose kind is not known yet were of this one. What a walk has taken for another kind meanwhile stays that. Needs
+ * no event: the kernel's own count tells how many they were.
+ */
+static __always_inline void tell_retransmits(struct tcp_sock *tp, struct gauge *g, __u32 kind)
+{
+	opaque(kind);
+	if (kind < RETRANSMIT_OTHER)
+		g->retransmits_by_kind[kind] += tp->total_retrans - g->before.retransmits - known_retransmits(g) -
+						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
+}
+
+/*
  * A number that stays as it is while a connection carries nothing: the sum of counters that only grow. Without
  * those that grow together with one of these, which lie in other cache lines. To be read before the counters.
  */
@@ -305,19 +301,24 @@ static __always_inline __u64 microseconds(__u32 ticks)
 
 static const struct totals no_totals;
 
+/* Makes totals for a cgroup. Returns whether there is room for them. */
+__noinline int make_totals(__u64 cgroup)
+{
+	if (!bpf_map_update_elem(&totals, &cgroup, &no_totals, BPF_NOEXIST) || bpf_map_lookup_elem(&totals, &cgroup))
+		return true;
+	lose(LOSS_TOTALS);
+	return false;
+}
+
 static __always_inline struct totals *totals_of(__u64 cgroup)
 {
-	__u64 other = CGROUP_OTHER;
 	struct totals *t = bpf_map_lookup_elem(&totals, &cgroup);
 
 	if (t)
 		return t;
-	bpf_map_update_elem(&totals, &cgroup, &no_totals, BPF_NOEXIST);
-	t = bpf_map_lookup_elem(&totals, &cgroup);
-	if (t)
-		return t;
-	lose(LOSS_TOTALS);
-	return bpf_map_lookup_elem(&totals, &other); /* made by the loader */
+	if (!make_totals(cgroup))
+		cgroup = CGROUP_OTHER; /* made by the loader */
+	return bpf_map_lookup_elem(&totals, &cgroup);
 }
 
 #define count(field, n)                                                                                              \
@@ -351,16 +352,40 @@ __noinline int add_to(struct totals *t, const struct reading *new)
 	return 0;
 }
 
+static const struct strays no_strays;
+
+/*
+ * Those of the namespace that a packet is in: its socket's, which is no full one, or its device's. NULL if there is
+ * neither, or no room. Both are read as plain memory: the device of a packet that is a socket's may be anything, and
+ * then the namespace is one that nobody knows.
+ */
+static __always_inline struct strays *strays_of(struct sk_buff *skb, struct sock *sk)
+{
+	struct strays *found;
+	struct net *net = NULL;
+	__u64 id;
+
+	if (sk)
+		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	else if (skb)
+		net = BPF_CORE_READ(skb, dev, nd_net.net);
+	if (!net)
+		return NULL;
+	id = bpf_core_field_exists(net->net_cookie) ? BPF_CORE_READ(net, net_cookie) : BPF_CORE_READ(net, ns.inum);
+	found = bpf_map_lookup_elem(&strays, &id);
+	if (found)
+		return found;
+	bpf_map_update_elem(&strays, &id, &no_strays, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&strays, &id);
+}
+
 /* Moves what is new since the last fold into the owner's totals. `last` ends it: nothing is folded after that. */
-static __always_inline void fold(struct gauge *g, const struct reading *now, bool last)
+static __always_inline void fold(struct gauge *g, struct totals *t, const struct reading *now, bool last)
 {
 	struct reading new = {};
-	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	const struct counters *c = &now->counters;
 	struct counters *f = &g->folded.counters;
 
-	if (wants_totals && !t)
-		return;
 	bpf_spin_lock(&g->lock);
 	if (!(g->flags & FLAG_CLOSED)) {
 		new.counters.sent_bytes = advance64(&f->sent_bytes, c->sent_bytes);
@@ -385,13 +410,10 @@ static __always_inline void fold(struct gauge *g, const struct reading *now, boo
 }
 
 /* What a listener turned away since the last fold. */
-static __always_inline void fold_drops(struct sock *sk, struct gauge *g)
+static __always_inline void fold_drops(struct sock *sk, struct gauge *g, struct totals *t)
 {
-	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	__u32 now = sk->sk_drops.counter, new;
 
-	if (!t)
-		return;
 	bpf_spin_lock(&g->lock);
 	new = advance32(&g->folded_drops, now);
 	bpf_spin_unlock(&g->lock);
@@ -433,34 +455,36 @@ static __always_inline __u32 at_most_32(__u64 us)
 }
 
 /* A time as a sample of a distribution. */
-#define sample_time(slots, sum, time)                                                                                \
-	do {                                                                                                         \
-		__u64 _us = (time);                                                                                  \
-		__u32 _slot = connect_slot(_us);                                                                     \
-		opaque(_slot);                                                                                       \
-		if (_slot < CONNECT_SLOTS) {                                                                         \
-			count((slots)[_slot], 1);                                                                    \
-			count(sum, _us);                                                                             \
-		}                                                                                                    \
-	} while (0)
+__noinline int sample_time(struct times *to, __u64 us)
+{
+	__u32 slot = slot_of(SCALE_CONNECT, us);
 
-/*
- * An accepted connection was seen in use: it waited until accept() no longer than this. Where nothing tells of accept()
- * itself.
- */
+	opaque(slot);
+	if (!to || slot >= CONNECT_SLOTS)
+		return 0;
+	__sync_fetch_and_add(&to->slots[slot], 1);
+	__sync_fetch_and_add(&to->sum_us, us);
+	return 0;
+}
+
+/* The connection has been accepted, at the latest now. */
+static __always_inline void end_accept_wait(struct gauge *g)
+{
+	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	__u64 us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
+
+	g->accept_wait_us = at_most_32(us) ?: 1;
+	if (t)
+		sample_time(&t->accept_wait, us);
+}
+
+/* It was seen in use: an upper bound, where nothing tells of accept() itself. */
 static __always_inline void bound_accept(struct gauge *g)
 {
-	struct totals *t;
-	__u64 us;
-
 	if (sees_accepts || g->accept_wait_us || g->direction != DIRECTION_PASSIVE || !g->established_ns)
 		return;
-	us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
-	g->accept_wait_us = at_most_32(us) ?: 1;
 	g->flags |= FLAG_ACCEPT_BOUND;
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	if (t)
-		sample_time(t->accept_wait, t->accept_wait_sum_us, us);
+	end_accept_wait(g);
 }
 
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
@@ -484,77 +508,100 @@ static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 		return;
 	g->rtt_seq = seq;
 	g->sampled_at = now;
-	slot = rtt_slot(rtt);
+	slot = slot_of(SCALE_RTT, rtt);
 	opaque(slot);
 	if (slot >= RTT_SLOTS)
 		return;
 	half = 16 * (slot % 2);
 	/* Full, after a minute and more in which nobody has looked. */
-	if ((__u16)(g->rtt_samples[slot / 2] >> half) == 0xffff) {
+	if ((__u16)(g->rtt.slots[slot / 2] >> half) == 0xffff) {
 		t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 		if (!t)
 			return;
-		count(t->rtt[slot], 1);
-		count(t->rtt_sum_us, rtt);
+		__sync_fetch_and_add(&t->rtt.slots[slot], 1);
+		__sync_fetch_and_add(&t->rtt.sum_us, rtt);
 		return;
 	}
-	__sync_fetch_and_add(&g->rtt_samples[slot / 2], 1 << half);
-	__sync_fetch_and_add(&g->rtt_sum_us, rtt);
+	__sync_fetch_and_add(&g->rtt.slots[slot / 2], 1 << half);
+	__sync_fetch_and_add(&g->rtt.sum_us, rtt);
+}
+
+__noinline int sample_delay(struct round_trips *to, __u32 srtt, __u32 least)
+{
+	__u32 delay, slot;
+
+	if (!to || !srtt || least == NO_RTT)
+		return 0;
+	delay = srtt > least ? srtt - least : 0;
+	slot = slot_of(SCALE_RTT, delay);
+	opaque(slot);
+	if (slot >= RTT_SLOTS)
+		return 0;
+	__sync_fetch_and_add(&to->slots[slot], 1);
+	__sync_fetch_and_add(&to->sum_us, delay);
+	return 0;
 }
 
 /* How long segments wait on their way: what the smoothed RTT is above the least one. One sample. */
-static __always_inline void sample_queueing(struct tcp_sock *tp, struct gauge *g)
+static __always_inline void sample_queueing(struct tcp_sock *tp, struct totals *t)
 {
-	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	__u32 srtt = tp->srtt_us >> 3, least = tp->rtt_min.s[0].v, delay, slot;
-
-	if (!t || !srtt || least == NO_RTT)
-		return;
-	delay = srtt > least ? srtt - least : 0;
-	slot = rtt_slot(delay);
-	opaque(slot);
-	if (slot >= RTT_SLOTS)
-		return;
-	count(t->queueing[slot], 1);
-	count(t->queueing_sum_us, delay);
+	if (t)
+		sample_delay(&t->queueing, tp->srtt_us >> 3, tp->rtt_min.s[0].v);
 }
 
-/* Takes the samples off the gauge: into the totals, into a record, or both. */
-static __always_inline void take_samples(struct gauge *g, struct connection *c)
+/* Two slots' samples, of slot i and the next, which are n's halves. */
+__noinline int give_samples(struct round_trips *to, struct rtt_record *record, __u32 i, __u32 n)
 {
-	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	__u64 sum = 0;
+	opaque(i);
+	if (i >= RTT_SLOTS - 1)
+		return 0;
+	if (to) {
+		__sync_fetch_and_add(&to->slots[i], n & 0xffff);
+		__sync_fetch_and_add(&to->slots[i + 1], n >> 16);
+	}
+	if (record) {
+		record->slots[i] = n & 0xffff;
+		record->slots[i + 1] = n >> 16;
+	}
+	return 0;
+}
+
+/* Takes the samples off a gauge: into the totals, into a record, or both. */
+__noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct rtt_record *record)
+{
+	__u64 sum;
 
 	/* The sum is added last: while it is 0 there is no sample to take. */
-	if (!c && !g->rtt_sum_us)
-		return;
-	if (g->rtt_sum_us)
-		sum = __sync_lock_test_and_set(&g->rtt_sum_us, 0);
-	if (t)
-		count(t->rtt_sum_us, sum);
-	if (c)
-		c->rtt_sum_us = sum;
-	for (int i = 0; i < RTT_SLOTS / 2; i++) {
-		__u32 n = g->rtt_samples[i];
+	if (!from || !from->sum_us)
+		return 0;
+	sum = __sync_lock_test_and_set(&from->sum_us, 0);
+	if (to)
+		__sync_fetch_and_add(&to->sum_us, sum);
+	if (record)
+		record->sum_us = sum;
+	for (__u32 i = 0; i < RTT_SLOTS / 2; i++) {
+		if (from->slots[i])
+			give_samples(to, record, 2 * i, __sync_lock_test_and_set(&from->slots[i], 0));
+	}
+	return 0;
+}
 
-		if (n)
-			n = __sync_lock_test_and_set(&g->rtt_samples[i], 0);
-		if (t && n) {
-			count(t->rtt[2 * i], n & 0xffff);
-			count(t->rtt[2 * i + 1], n >> 16);
-		}
-		if (c) {
-			c->rtt_samples[2 * i] = n & 0xffff;
-			c->rtt_samples[2 * i + 1] = n >> 16;
-		}
+/* Where samples are asked for as records, none of them is in the totals, and the other way round. */
+static __always_inline void take_samples(struct gauge *g, struct totals *t, struct connection *c)
+{
+	if (wants_samples && c) {
+		c->flags |= FLAG_SAMPLES;
+		__builtin_memset(&c->rtt, 0, sizeof(c->rtt));
+		move_samples(&g->rtt, t ? &t->rtt : NULL, &c->rtt);
+	} else if (t) {
+		move_samples(&g->rtt, &t->rtt, NULL);
 	}
 }
 
 /* The congestion state that the socket is in ends, if it is not open. */
-static __always_inline void leave_congestion(struct tcp_sock *tp, struct gauge *g)
+static __always_inline void leave_congestion(struct tcp_sock *tp, struct gauge *g, struct totals *t)
 {
 	__u32 state = BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state), us;
-	struct totals *t;
 
 	if (!g->congested_at)
 		return;
@@ -565,7 +612,6 @@ static __always_inline void leave_congestion(struct tcp_sock *tp, struct gauge *
 	if (state >= CONGESTIONS)
 		return;
 	g->congestion_us[state] = add_up(g->congestion_us[state], us);
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		count(t->congestion_us[state], us);
 }
@@ -693,7 +739,7 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	__builtin_memset(c->padding, 0, sizeof(c->padding));
 	if (!ops || bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name))
 		__builtin_memset(c->congestion, 0, sizeof(c->congestion));
-	c->rtt_sum_us = 0;
+	c->rtt.sum_us = 0;
 	if (state == TCP_LISTEN) {
 		c->accept_queue = sk->sk_ack_backlog;
 		c->accept_limit = sk->sk_max_ack_backlog;
@@ -708,22 +754,18 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 
 #define CGROUP_DEPTH 16
 
-/* The nearest cgroup upwards that something was said of decides. */
-static __always_inline bool wants_cgroup(struct sock *sk, __u64 id)
+/* The nearest cgroup upwards that something was said of decides. `cgroup`: the address of its struct; 0: not known. */
+__noinline int wants_cgroup(__u64 id, __u64 cgroup)
 {
-	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
+	struct cgroup *at = (void *)cgroup;
 	__u8 *wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
 
 	if (wanted)
 		return *wanted & WANTED;
-	for (int i = 0; cgroup && !owner_by_task && i < CGROUP_DEPTH; i++) {
-		struct cgroup_subsys_state *parent = BPF_CORE_READ(cgroup, self.parent);
-
-		cgroup = parent ? BPF_CORE_READ(parent, cgroup) : NULL;
-		if (!cgroup)
-			break;
-		id = BPF_CORE_READ(cgroup, kn, id);
-		wanted = bpf_map_lookup_elem(&wanted_cgroups, &id);
+	for (int i = 0; at && i < CGROUP_DEPTH; i++) {
+		at = BPF_CORE_READ(at, self.parent, cgroup);
+		id = BPF_CORE_READ(at, kn, id);
+		wanted = id ? bpf_map_lookup_elem(&wanted_cgroups, &id) : NULL;
 		if (wanted && !(*wanted & WANTED_ALONE))
 			return *wanted & WANTED;
 	}
@@ -756,7 +798,9 @@ static __always_inline bool is_wanted(struct sock *sk, struct tcp_sock *tp, stru
 		return false;
 	if (filters_peers && !wants_peer(sk))
 		return false;
-	return !filters_cgroups || wants_cgroup(sk, g->cgroup_id);
+	if (!filters_cgroups)
+		return true;
+	return wants_cgroup(g->cgroup_id, owner_by_task ? 0 : (__u64)BPF_CORE_READ(sk, sk_cgrp_data.cgroup));
 }
 
 static __always_inline bool is_event_wanted(__u8 event)
@@ -775,7 +819,7 @@ static __always_inline struct connection *begin_event(struct sock *sk, struct tc
 	if (wants_samples)
 		c = bpf_ringbuf_reserve(&events, sizeof(*c), 0);
 	else
-		c = bpf_ringbuf_reserve(&events, __builtin_offsetof(struct connection, rtt_samples), 0);
+		c = bpf_ringbuf_reserve(&events, __builtin_offsetof(struct connection, rtt.slots), 0);
 	if (!c) {
 		lose(LOSS_CONNECTION_EVENT);
 		return NULL;
@@ -788,6 +832,23 @@ static __always_inline struct connection *begin_event(struct sock *sk, struct tc
 static __always_inline void end_event(struct connection *c)
 {
 	bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
+}
+
+/* Sends an event as the socket is now, if it is asked for. */
+static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u8 event, __u8 state,
+				   __u8 detail)
+{
+	struct connection *c;
+	struct reading now;
+
+	if (!is_event_wanted(event))
+		return;
+	read_socket(tp, g, &now);
+	c = begin_event(sk, tp, g, &now, event, state);
+	if (!c)
+		return;
+	c->detail = detail;
+	end_event(c);
 }
 
 /* ---- Windows ------------------------------------------------------------------------------------------ */
@@ -808,8 +869,6 @@ static __always_inline void see_closed(struct sock *sk, struct tcp_sock *tp, str
 {
 	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	__u32 now = clock_us(), before = __sync_lock_test_and_set(&g->closed_at[which], now);
-	struct connection *c;
-	struct reading r;
 
 	if (g->zero_windows[which] && g->zero_window_at[which] == at) {
 		if (before)
@@ -822,14 +881,7 @@ static __always_inline void see_closed(struct sock *sk, struct tcp_sock *tp, str
 	if (t)
 		count(t->zero_windows[which], 1);
 	add_closed(g, t, which, microseconds((__u32)bpf_jiffies64() - since));
-	if (!is_event_wanted(EVENT_ZERO_WINDOW))
-		return;
-	read_socket(tp, g, &r);
-	c = begin_event(sk, tp, g, &r, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state);
-	if (!c)
-		return;
-	c->detail = which;
-	end_event(c);
+	report(sk, tp, g, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state, which);
 }
 
 /* It is open again, since then, us. */

@@ -319,8 +319,13 @@ struct tcp_sock {
 	struct tcp_rack rack;
 };
 
+struct net_device {
+	possible_net_t nd_net;
+};
+
 struct sk_buff {
 	struct sock *sk;
+	struct net_device *dev; /* where it came in; NULL or something else once it is a socket's */
 	__be16 protocol; /* network order */
 	unsigned int len;     /* while TCP works on it: with TCP's header, without IP's */
 	__u16 network_header; /* from head */

@@ -14,6 +14,12 @@ struct reading {
 	__u32 retransmits_by_kind[RETRANSMITS]; /* since birth or adoption */
 };
 
+/* RTT samples since the last record or fold. */
+struct rtt_samples {
+	__u64 sum_us;
+	__u32 slots[RTT_SLOTS / 2]; /* two in each, the lower half first */
+};
+
 /* What a socket carries: one a connection or listener, so every byte counts. With the kernel's own 72 it fills 512. */
 struct gauge {
 	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
@@ -25,7 +31,6 @@ struct gauge {
 	__u64 opened_ns;
 	__u64 established_ns;
 	__u64 progress;				/* progress_of() at the last fold: equal means that nothing moved */
-	__u64 rtt_sum_us;
 	__u64 read_delay_us;			/* since birth or adoption */
 	struct counters before;			/* at birth or adoption */
 	struct reading folded;			/* what the owner's totals already have */
@@ -54,7 +59,7 @@ struct gauge {
 	__u32 folded_drops;			/* of a listener */
 	__u32 pid;
 	__u8 comm[COMM_LEN];
-	__u32 rtt_samples[RTT_SLOTS / 2]; /* since the last record or fold; two slots in each, the lower half first */
+	struct rtt_samples rtt;
 };
 
 _Static_assert(sizeof(struct gauge) <= 512 - 72, "the next size the kernel has is twice as much");
@@ -131,6 +136,18 @@ struct {
 	__type(key, struct namespace_owner);
 	__type(value, __u32);
 } namespace_owners SEC(".maps");
+
+/*
+ * What became of packets of no socket, by namespace (see netns_id()): written when a packet is dropped or refused, so
+ * not per CPU. The reader says whose a namespace is, and takes out what is gone.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct strays);
+} strays SEC(".maps");
 
 /*
  * Connection events on their way out. Drained on a timer, so a burst must fit: the loader sets the size (one
@@ -213,10 +230,8 @@ const volatile __u32 sample_interval_us = 1000;
 #define KERNEL_DROP_REASONS 256
 const volatile __u8 drop_slots[KERNEL_DROP_REASONS];
 const volatile __u32 tick_ns = 4000000; /* a tick of the kernel's clock: 1/CONFIG_HZ */
-/* Inclusive upper bounds of all slots but the last, us. */
-const volatile __u64 rtt_bounds[RTT_SLOTS - 1];
-const volatile __u64 connect_bounds[CONNECT_SLOTS - 1];
-const volatile __u64 lifetime_bounds[LIFETIME_SLOTS - 1];
+/* Inclusive upper bounds of the slots, us; of the last slot and of those that a scale lacks, more than there can be. */
+const volatile __u64 bounds[SCALES][BOUNDS];
 
 /* Written by the loader before each walk, and by the walk. */
 __u32 walk_number = 0;

@@ -16,6 +16,16 @@
 #define CONNECT_SLOTS 52
 /* Slots of the lifetime histogram. */
 #define LIFETIME_SLOTS 30
+/* Which bounds the slots of a distribution have: those of RTTs and queueing delays. */
+#define SCALE_RTT 0
+/* Those of connect latencies and other times. */
+#define SCALE_CONNECT 1
+/* Those of lifetimes. */
+#define SCALE_LIFETIME 2
+/* Number of scales. */
+#define SCALES 3
+/* Room for the bounds of a scale. */
+#define BOUNDS 64
 /* Slots of the reasons to drop a packet: their names are in crates/model/src/drop.rs. */
 #define DROP_REASONS 55
 /* The slot of a reason that has none of its own. */
@@ -234,6 +244,14 @@ struct counters {
 	__u32 limited[LIMITS];
 };
 
+/* RTT samples of one connection. */
+struct rtt_record {
+	/* Sum, us. */
+	__u64 sum_us;
+	/* How many, by slot. */
+	__u32 slots[RTT_SLOTS];
+};
+
 /* One connection at one moment: an event, or a row of a walk. */
 struct connection {
 	/* When this was recorded: CLOCK_MONOTONIC, ns. */
@@ -356,10 +374,32 @@ struct connection {
 	__u8 comm[COMM_LEN];
 	/* Congestion control: inet_connection_sock.icsk_ca_ops->name. */
 	__u8 congestion[CONGESTION_LEN];
-	/* Sum of the RTT samples since the last record, us. */
-	__u64 rtt_sum_us;
-	/* RTT samples since the last record, by slot; only with FLAG_SAMPLES. */
-	__u32 rtt_samples[RTT_SLOTS];
+	/* RTT samples since the last record; only with FLAG_SAMPLES. */
+	struct rtt_record rtt;
+};
+
+/* A distribution of round-trip times or of what is above the least of them. */
+struct round_trips {
+	/* Sum, us. */
+	__u64 sum_us;
+	/* How many, by slot. */
+	__u64 slots[RTT_SLOTS];
+};
+
+/* A distribution of other times. */
+struct times {
+	/* Sum, us. */
+	__u64 sum_us;
+	/* How many, by slot. */
+	__u64 slots[CONNECT_SLOTS];
+};
+
+/* A distribution of lifetimes. */
+struct lifetimes {
+	/* Sum, us. */
+	__u64 sum_us;
+	/* How many, by slot. */
+	__u64 slots[LIFETIME_SLOTS];
 };
 
 /* What the sockets of one cgroup have done since the monitor started. */
@@ -414,42 +454,24 @@ struct totals {
 	__u64 resets[2];
 	/* The same by the connection's state. */
 	__u64 resets_by_state[RESET_STATES];
-	/* Sum of the RTT samples, us. */
-	__u64 rtt_sum_us;
-	/* RTT samples by slot. */
-	__u64 rtt[RTT_SLOTS];
-	/* Sum of the queueing delays, us. */
-	__u64 queueing_sum_us;
-	/* Queueing delays by slot. */
-	__u64 queueing[RTT_SLOTS];
-	/* Sum of the connect latencies, us. */
-	__u64 connect_sum_us;
-	/* Connect latencies of established active connections by slot. */
-	__u64 connect[CONNECT_SLOTS];
-	/* Sum of the times to the first byte, us. */
-	__u64 first_byte_sum_us;
-	/* Times to the first byte received on connections this side began, by slot. */
-	__u64 first_byte[CONNECT_SLOTS];
-	/* Sum of the response times, us. */
-	__u64 response_sum_us;
-	/* From the last data sent to the next data received on connections this side began, by slot. */
-	__u64 response[CONNECT_SLOTS];
-	/* Sum of the times from SYN to completed handshake, us. */
-	__u64 handshake_sum_us;
-	/* From the SYN received to the completed handshake, by slot. */
-	__u64 handshake[CONNECT_SLOTS];
-	/* Sum of the times until accept(), us. */
-	__u64 accept_wait_sum_us;
-	/* From the completed handshake to accept(), by slot. */
-	__u64 accept_wait[CONNECT_SLOTS];
-	/* Sum of the times that data waited to be read, us. */
-	__u64 read_delay_sum_us;
-	/* From data ready to its being read, by slot. */
-	__u64 read_delay[CONNECT_SLOTS];
-	/* Sum of the lifetimes, us. */
-	__u64 lifetime_sum_us;
-	/* Lifetimes of ended connections that were seen to open, by slot. */
-	__u64 lifetime[LIFETIME_SLOTS];
+	/* RTT samples. */
+	struct round_trips rtt;
+	/* Queueing delays. */
+	struct round_trips queueing;
+	/* Connect latencies of established active connections. */
+	struct times connect;
+	/* Times to the first byte received on connections this side began. */
+	struct times first_byte;
+	/* From the last data sent to the next data received on connections this side began. */
+	struct times response;
+	/* From the SYN received to the completed handshake. */
+	struct times handshake;
+	/* From the completed handshake to accept(). */
+	struct times accept_wait;
+	/* From data ready to its being read. */
+	struct times read_delay;
+	/* Lifetimes of ended connections that were seen to open. */
+	struct lifetimes lifetime;
 	/* Sockets by TCP state, as the walk of that number found them; SYN_RECV from the listeners. */
 	__u32 connections[STATES];
 	/* Connections that wait in the accept queues, as that walk found them. */
@@ -458,6 +480,14 @@ struct totals {
 	__u32 accept_limit;
 	/* The walk that wrote `connections` and the accept queues. */
 	__u32 walk;
+};
+
+/* What became of packets in one network namespace that are no socket's, so that no cgroup owns them. */
+struct strays {
+	/* TCP packets dropped, by slot. */
+	__u64 dropped_packets[DROP_REASONS];
+	/* RSTs sent, by state: 0 for no socket at all. */
+	__u64 resets_sent[STATES];
 };
 
 /* A cgroup was made or removed. */

@@ -263,26 +263,22 @@ impl Monitor {
 
     /// The totals of every cgroup that had a connection; those of live connections as of the last walk.
     pub fn totals(&self) -> Result<Vec<(u64, Box<record::Totals>)>, Error> {
-        let map = &self.skel.maps.totals;
-        let mut all = Vec::new();
-        for key in map.keys() {
-            let Ok(cgroup) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
-            // It may have been forgotten between the two calls.
-            if let Some(value) =
-                map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read totals", e))?
-            {
-                all.push((cgroup, Box::new(read::record(&value))));
-            }
-        }
-        Ok(all)
+        records(&self.skel.maps.totals)
     }
 
     /// Drops a cgroup's totals. Connections that still belong to it would begin new ones.
     pub fn forget(&self, cgroup: u64) -> Result<(), Error> {
-        match self.skel.maps.totals.delete(&cgroup.to_ne_bytes()) {
-            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => Err(Error::system("drop totals", e)),
-            _ => Ok(()),
-        }
+        delete(&self.skel.maps.totals, &cgroup.to_ne_bytes())
+    }
+
+    /// What became of packets of no socket, by network namespace, as [`NamespaceOwner::id`]. Needs [`Options::totals`].
+    pub fn strays(&self) -> Result<Vec<(u64, Box<record::Strays>)>, Error> {
+        records(&self.skel.maps.strays)
+    }
+
+    /// Drops what is known of a namespace. Packets that still come there begin anew.
+    pub fn forget_strays(&self, namespace: u64) -> Result<(), Error> {
+        delete(&self.skel.maps.strays, &namespace.to_ne_bytes())
     }
 
     /// Whose sockets have been in which network namespace, since the monitor began; `None` once there was no room for
@@ -312,12 +308,7 @@ impl Monitor {
     /// Drops one of them. A socket that is made there later brings it back.
     pub fn forget_namespace_owner(&self, owner: &NamespaceOwner) -> Result<(), Error> {
         let key = [owner.id.to_ne_bytes(), owner.cgroup.to_ne_bytes()].concat();
-        match self.skel.maps.namespace_owners.delete(&key) {
-            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
-                Err(Error::system("drop a namespace's owner", e))
-            }
-            _ => Ok(()),
-        }
+        delete(&self.skel.maps.namespace_owners, &key)
     }
 
     /// Says whether connections of a cgroup are asked for, and, unless it is said of this one alone, of those below it
@@ -437,6 +428,28 @@ fn queue<T: read::Plain + 'static>(
         .map_err(|e| Error::system("open a ring buffer", e))?;
     let ring = builder.build().map_err(|e| Error::system("open a ring buffer", e))?;
     Ok((ring, queue))
+}
+
+/// All records of a map by a number.
+fn records<T: read::Plain>(map: &libbpf_rs::MapMut<'_>) -> Result<Vec<(u64, Box<T>)>, Error> {
+    let mut all = Vec::new();
+    for key in map.keys() {
+        let Ok(number) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
+        let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read a BPF map", e))?;
+        // It may have been deleted between the two calls.
+        all.extend(value.map(|value| (number, Box::new(read::record(&value)))));
+    }
+    Ok(all)
+}
+
+/// Deletes a record, if it is there.
+fn delete(map: &libbpf_rs::MapMut<'_>, key: &[u8]) -> Result<(), Error> {
+    match map.delete(key) {
+        Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
+            Err(Error::system("delete from a BPF map", e))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn cgroup_event(event: &record::CgroupEvent) -> CgroupEvent {

@@ -13,6 +13,8 @@ unsafe impl Plain for record::Connection {}
 // SAFETY: as above.
 unsafe impl Plain for record::Totals {}
 // SAFETY: as above.
+unsafe impl Plain for record::Strays {}
+// SAFETY: as above.
 unsafe impl Plain for record::CgroupEvent {}
 
 /// Reads a record. Bytes that are not there stay at their default (an event without its RTT samples is shorter); more

@@ -18,4 +18,4 @@ macro_rules! same_layout {
         const _: () = assert!(align_of::<types::$c>() == align_of::<model::record::$rust>());
     )*};
 }
-same_layout!(connection = Connection, totals = Totals, counters = Counters);
+same_layout!(connection = Connection, totals = Totals, counters = Counters, strays = Strays);

@@ -213,9 +213,13 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
         })?;
         constants.owner_hierarchy = hierarchy_of(controller).unwrap_or_default();
     }
-    fill(&mut constants.rtt_bounds, &Scale::RTT);
-    fill(&mut constants.connect_bounds, &Scale::CONNECT);
-    fill(&mut constants.lifetime_bounds, &Scale::LIFETIME);
+    for (scale, all) in [
+        (record::SCALE_RTT, &Scale::RTT),
+        (record::SCALE_CONNECT, &Scale::CONNECT),
+        (record::SCALE_LIFETIME, &Scale::LIFETIME),
+    ] {
+        fill(&mut constants.bounds[scale], all);
+    }
     let sizes = [
         (&mut open.maps.walked, options.rows.max(1)),
         (&mut open.maps.events, if options.events == 0 { 4096 } else { options.buffer }),
@@ -229,6 +233,8 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
 }
 
 fn fill(bounds: &mut [u64], scale: &Scale) {
+    // What a program subtracts from it stays positive.
+    bounds.fill(u64::MAX / 2);
     for (bound, us) in bounds.iter_mut().zip(scale.bounds_us()) {
         *bound = us;
     }

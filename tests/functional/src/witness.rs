@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::netns::Netns;
 use crate::process::{output, require};
@@ -198,6 +198,22 @@ fn processes(text: &str) -> Vec<(String, u32)> {
         })
         .collect()
 }
+
+/// The running kernel's major and minor version.
+pub fn kernel() -> Result<(u32, u32)> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("a kernel without a version: {release}"),
+    }
+}
+
+/// The tracepoint tells of RSTs for no socket, too.
+pub const TELLS_OF_STRAY_RESETS: (u32, u32) = (6, 10);
+/// The tracepoint tells which socket a packet was dropped for.
+pub const TELLS_OF_DROPS: (u32, u32) = (6, 11);
 
 /// Counters of a namespace by the names that `nstat` uses: `TcpRetransSegs`, `TcpExtTCPTimeouts`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

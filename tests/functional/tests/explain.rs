@@ -4,9 +4,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use functional::forwarder::{Forwarder, Impairment};
 use functional::netns::Netns;
@@ -59,7 +60,7 @@ fn who_does_not_read_and_who_does_not_accept_is_told() {
             // The kernel makes it 128; that many and one more fit.
             let waiting: Vec<_> = (0..129).map(|_| TcpStream::connect(to)).collect::<Result<_, _>>()?;
             // Its SYN is turned away.
-            let refused = std::thread::spawn(move || TcpStream::connect_timeout(&to, Duration::from_secs(9)));
+            let refused = std::thread::spawn(move || TcpStream::connect_timeout(&to, SOON * 3));
             std::thread::sleep(Duration::from_millis(200));
             let said = explain(to.port(), "3s");
 
@@ -99,14 +100,16 @@ fn who_reads_late_is_told() {
                     thread::sleep(Duration::from_millis(50));
                 }
             });
+            let over = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&over);
             let reading = thread::spawn(move || {
-                let until = Instant::now() + Duration::from_secs(5);
-                while Instant::now() < until {
+                while !seen.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(150));
                     assert!(late.read(&mut vec![0; 100_000]).unwrap() > 0);
                 }
             });
             let said = explain(to.port(), "3s");
+            over.store(true, Ordering::Relaxed);
             assert_eq!(causes(&said, to.port(), Some(from)), ["slow_to_read"], "{said:?}");
             // Its acknowledgements come late, which nobody is to blame for.
             let sender = causes(&said, from, None).remove(0);

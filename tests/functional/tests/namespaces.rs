@@ -19,7 +19,7 @@ use functional::packet::{Segment, flags};
 use functional::process::{Reading, require, wait_until};
 use functional::samples::{Sample, Scrape};
 use functional::tcptide::{Agent, Tcptide};
-use functional::witness::{NetCounters, sockets};
+use functional::witness::{NetCounters, TELLS_OF_STRAY_RESETS, kernel, sockets};
 use functional::workload::{self, Counts, Running};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
@@ -496,6 +496,51 @@ fn a_namespace_is_its_containers_as_long_as_nobody_else_has_a_socket_there() {
         again.run(&BRIEFLY).wait(SOON).unwrap();
         becomes(&agent, &netns, Some(again.path()));
     }
+}
+
+/// What the agent says of packets that no socket got, and of the RSTs that were sent for none.
+fn strays(scrape: &Scrape, container: &str) -> [u64; 2] {
+    let of = |name, label| scrape.sum(name, &[("container", container), label]).unwrap_or(0.0) as u64;
+    [
+        of("tcptide_dropped_packets_total", ("reason", "no_socket")),
+        of("tcptide_resets_by_state_total", ("state", "none")),
+    ]
+}
+
+#[test]
+fn packets_of_no_socket_are_the_containers_whose_namespace_they_are_in() {
+    const TIMES: u64 = 7;
+    let refused = ["churn", "--to", "127.0.0.1:9", "--rate", "100", "--seconds", "20", "--count", "7"];
+    // Before Linux 6.10 the kernel tells of no such RST.
+    let expected = |times| [times, if kernel().unwrap() >= TELLS_OF_STRAY_RESETS { times } else { 0 }];
+    let own = Place::new("strays");
+    let agent = agent(&[]);
+    assert_eq!(own.run(&refused).wait(SOON).unwrap().failures(), TIMES);
+    assert_eq!(own.kernel("TcpOutRsts"), TIMES);
+    let scrape = agent.scrape().unwrap();
+    assert_eq!(strays(&scrape, own.path()), expected(TIMES));
+    let nobodys = strays(&scrape, "~unattributed");
+
+    // When somebody else is there too, nobody knows any more whose they are. What was the container's stays its own.
+    let Place { netns, cgroup } = own;
+    let guest = Place { netns, cgroup: Cgroup::unique("strays-guest").unwrap() };
+    assert_eq!(guest.run(&refused).wait(SOON).unwrap().failures(), TIMES);
+    wait_until("the guest to be known", SOON, || {
+        let scrape = agent.scrape()?;
+        let is_nobodys = guest.told(&scrape).iter().all(|sample| sample.label("container").is_empty());
+        Ok(is_nobodys.then_some(()))
+    })
+    .unwrap();
+    assert_eq!(guest.run(&refused).wait(SOON).unwrap().failures(), TIMES);
+    let scrape = agent.scrape().unwrap();
+    let path = cgroup.path().to_str().unwrap();
+    let [first, second] = [strays(&scrape, path), strays(&scrape, guest.path())];
+    // The first of the guest may have come before it was known to be there.
+    let most = expected(2 * TIMES);
+    assert!((0..2).all(|i| (expected(TIMES)[i]..=most[i]).contains(&first[i])), "{first:?}");
+    let all = strays(&scrape, "~unattributed");
+    assert!((0..2).all(|i| all[i] - nobodys[i] >= expected(TIMES)[i]), "{all:?} after {nobodys:?}");
+    assert_eq!(second, [0, 0]);
 }
 
 #[test]

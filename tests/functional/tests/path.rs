@@ -9,7 +9,7 @@ use functional::forwarder::{Counters, Direction, Impairment};
 use functional::packet::{is_syn, is_syn_ack};
 use functional::process::wait_until;
 use functional::tcptide::Tcptide;
-use functional::witness::Socket;
+use functional::witness::{Socket, TELLS_OF_DROPS, kernel};
 
 mod two_ends;
 
@@ -111,6 +111,81 @@ fn a_lost_segment_is_held_for_lost_and_sent_again() {
     // Some may have been told of after that.
     assert!(duplicates >= carried.seen.count("dsack_dups"), "{close:?}");
     assert!(reorderings == 0 && ce_marked.is_none() && carried.looked.ssthresh.is_some(), "{close:?}");
+}
+
+#[test]
+fn a_loss_of_ten_percent_each_way_needs_timers_too() {
+    let lossy = Impairment { drop: 0.1, ..of_ms(5) };
+    let ends = Ends::new(80, lossy, lossy, |_, _| {});
+    let server = ends.listen();
+    let mut client = ends.speaker(&[]);
+    client.say(400_000);
+    ends.acknowledged(400_000);
+    client.close();
+    let dropped = ends.path.counters(Direction::AToB).dropped;
+    let [client, to] = ends.end();
+    server.finish().unwrap();
+    let close = client.close();
+    let Path { lost, reorderings, .. } = close.path;
+    // By far more than one in a hundred.
+    assert!((close.segments_out / 25..close.segments_out / 2).contains(&lost), "{close:?}");
+    assert!(lost + close.retransmits.tlp + close.retransmits.syn + 2 >= dropped, "{dropped} {close:?}");
+    assert_eq!(close.retransmits.total, client.end.kernel(&["TcpRetransSegs"]));
+    assert_eq!(reorderings, client.end.kernel(REORDERINGS));
+    let timers = client.end.kernel(&["TcpExtTCPTimeouts", "TcpExtTCPLossProbes"]);
+    assert!(timers > 0 && close.congestion_states.unwrap().recovery.entered > 0, "{close:?}");
+    client.has_open_windows();
+    to.has_open_windows();
+}
+
+#[test]
+fn a_damaged_segment_is_dropped_for_its_checksum_and_sent_again() {
+    let carried = carry(81, Impairment { corrupt: 0.02, ..of_ms(5) });
+    carried.is_the_paths_own();
+    let (close, damaged) = (carried.client.close(), carried.there.corrupted);
+    assert!(damaged > 20, "{damaged}");
+    assert_eq!(carried.server.end.kernel(&["TcpInCsumErrors"]), damaged);
+    let server = &carried.server;
+    let dropped = |labels: &[(&str, &str)]| {
+        server.scrape.sum("tcptide_dropped_packets_total", labels).unwrap_or(0.0) as u64
+    };
+    assert_eq!(dropped(&[("reason", "tcp_csum")]), damaged);
+    if kernel().unwrap() >= TELLS_OF_DROPS {
+        let own = ("container", server.end.cgroup.path().to_str().unwrap());
+        assert_eq!(dropped(&[own, ("reason", "tcp_csum")]), damaged);
+    }
+    let Path { lost, reorderings, .. } = close.path;
+    assert!(lost + close.retransmits.tlp >= damaged && lost < damaged + 20, "{damaged} {close:?}");
+    assert!(close.retransmits.total >= damaged && reorderings == 0, "{damaged} {close:?}");
+}
+
+#[test]
+fn jitter_spreads_round_trips_and_nothing_else_rises() {
+    const REQUESTS: u64 = 40;
+    let unsteady = Impairment { jitter: Duration::from_millis(20), ..of_ms(10) };
+    let ends = Ends::new(82, unsteady, unsteady, |_, _| {});
+    let server = ends.serve(&[]);
+    let client = ends.start("pingpong", &["--count", &REQUESTS.to_string(), "--bytes", "200"]);
+    let counts = client.wait(SOON).unwrap();
+    assert_eq!((counts.requests, counts.failures()), (REQUESTS, 0));
+    let [client, to] = ends.end();
+    server.finish().unwrap();
+    client.is_sound();
+    to.is_sound();
+    // One for each request, and for the handshake.
+    let count = client.end.counted(&client.scrape, "tcptide_rtt_seconds_count", &[]) as u64;
+    assert!((REQUESTS / 2..=REQUESTS + 2).contains(&count), "{count}");
+    // From 20 ms to 60 ms.
+    let owner = [("container", client.end.cgroup.path().to_str().unwrap())];
+    let below = |bound: f64| {
+        let buckets = client.scrape.select("tcptide_rtt_seconds_bucket", &owner);
+        let inside = buckets.filter(|bucket| bucket.label("le").parse::<f64>().unwrap() <= bound);
+        inside.map(|bucket| bucket.value as u64).max().unwrap_or(0)
+    };
+    assert!(below(0.0157) == 0 && below(0.04) > 0 && below(0.04) < count, "{} {count}", below(0.04));
+    let (rtt, seen) = (client.close().rtt.unwrap(), counts.round_trip_us.unwrap());
+    assert!((20_000..=seen.min.ceil() as u64).contains(&rtt.min_us.unwrap()), "{rtt:?} {seen:?}");
+    assert!(rtt.queueing_us.unwrap() > 1000, "{rtt:?}");
 }
 
 #[test]

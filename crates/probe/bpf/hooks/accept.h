@@ -13,8 +13,6 @@ int accepted(__u64 *ctx)
 {
 	struct sock *sk;
 	struct gauge *g;
-	struct totals *t;
-	__u64 us;
 
 	/* What it returned comes after its arguments. clang would make one load of these two, which the kernel refuses. */
 	if (accept_has_argument)
@@ -26,12 +24,8 @@ int accepted(__u64 *ctx)
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	if (!g || !g->established_ns || g->accept_wait_us)
 		return 0;
-	us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
-	g->accept_wait_us = at_most_32(us) ?: 1;
 	/* It is the process that will use it, as far as anybody knows yet. */
 	learn_process(g);
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	if (t)
-		sample_time(t->accept_wait, t->accept_wait_sum_us, us);
+	end_accept_wait(g);
 	return 0;
 }

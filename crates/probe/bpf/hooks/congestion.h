@@ -22,7 +22,8 @@ int congestion(__u64 *ctx)
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	if (!g || g->flags & FLAG_CLOSED)
 		return 0;
-	leave_congestion(tp, g);
+	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
+	leave_congestion(tp, g, t);
 	if (new == TCP_CA_OPEN)
 		return 0;
 	g->congested_at = clock_us();
@@ -32,7 +33,6 @@ int congestion(__u64 *ctx)
 		return 0;
 	if (g->congestion_entered[new] < 0xffff)
 		g->congestion_entered[new]++;
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		count(t->congestion_entered[new], 1);
 	return 0;

@@ -4,7 +4,7 @@
  * Context: any; the socket may be locked or not. Runs for each packet that is dropped, of any protocol, and for none
  *          that is delivered.
  * Feeds:   dropped TCP packets by reason. The owner is that of the socket that sent the packet or would have received
- *          it; where the kernel does not say which, it is nobody. Events, since 6.11, are of packets to a socket.
+ *          it; where there is none, the reader knows by the namespace. Events, since 6.11, are of packets to a socket.
  * Cost:    170 ns for each packet that is dropped, measuring included: docs/overhead.md.
  */
 #include "../gauge.h"
@@ -53,8 +53,6 @@ static __always_inline bool find_owner(struct sock *sk, __u64 *owner)
 static __always_inline void tell_drop(struct sock *sk, __u32 slot)
 {
 	__u8 state = sk->__sk_common.skc_state;
-	struct connection *c;
-	struct reading now;
 	struct tcp_sock *tp;
 	struct gauge *g;
 
@@ -62,14 +60,8 @@ static __always_inline void tell_drop(struct sock *sk, __u32 slot)
 		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
-	if (!g)
-		return;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, EVENT_DROP, state);
-	if (!c)
-		return;
-	c->detail = slot;
-	end_event(c);
+	if (g)
+		report(sk, tp, g, EVENT_DROP, state, slot);
 }
 
 SEC("tp_btf/kfree_skb")
@@ -80,16 +72,26 @@ int drop(__u64 *ctx)
 	struct sock *sk = receiver ?: BPF_CORE_READ(skb, sk);
 	__u64 owner = CGROUP_UNATTRIBUTED;
 	__u32 reason = ctx[2], slot = DROP_OTHER;
-	struct totals *t;
+	struct strays *strays = NULL;
+	struct totals *t = NULL;
+	bool owned;
 
 	opaque(reason);
 	if (reason < KERNEL_DROP_REASONS)
 		slot = drop_slots[reason];
-	if (slot == DROP_NONE || (!(sk && find_owner(sk, &owner)) && !is_tcp(skb)))
+	if (slot == DROP_NONE)
 		return 0;
-	t = wants_totals ? totals_of(owner) : NULL;
+	owned = sk && find_owner(sk, &owner);
+	if (!owned && !is_tcp(skb))
+		return 0;
+	if (wants_totals) {
+		strays = owned ? NULL : strays_of(skb, sk);
+		t = strays ? NULL : totals_of(owner);
+	}
 	opaque(slot);
-	if (t && slot < DROP_REASONS)
+	if (slot < DROP_REASONS && strays)
+		count(strays->dropped_packets[slot], 1);
+	else if (slot < DROP_REASONS && t)
 		count(t->dropped_packets[slot], 1);
 	if (receiver && is_event_wanted(EVENT_DROP))
 		tell_drop(receiver, slot);

@@ -155,10 +155,10 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 	const struct gauge *seen = ctx->value;
 	struct connection *row = NULL;
+	struct totals *t = NULL;
 	struct reading now;
 	struct tcp_sock *tp;
 	struct gauge *g;
-	struct totals *t;
 	__u64 progress;
 	__u8 state;
 
@@ -168,14 +168,17 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || state == TCP_CLOSE)
 		return 0;
+	if (wants_totals) {
+		t = totals_of(seen->cgroup_id);
+		if (!t)
+			return 0;
+	}
 	progress = progress_of(tp);
-	if (!walk_rows && wants_totals && progress == seen->progress && !seen->rtt_sum_us && state != TCP_LISTEN &&
+	if (!walk_rows && t && progress == seen->progress && !seen->rtt.sum_us && state != TCP_LISTEN &&
 	    tp->snd_wnd && tp->rcv_wnd &&
 	    !BPF_CORE_READ_BITFIELD(tp, chrono_type)) {
 		walk_seen++;
-		t = totals_of(seen->cgroup_id);
-		if (t)
-			count_socket(t, sk, tp, state);
+		count_socket(t, sk, tp, state);
 		return 0;
 	}
 	/* The iterator's value is plain memory to the verifier; the lock needs the map's. */
@@ -196,26 +199,18 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 			bound_accept(g);
 	}
 	if (progress != g->progress)
-		sample_queueing(tp, g);
+		sample_queueing(tp, t);
 	if (peek_socket(sk, tp, g, &now))
 		progress = 0; /* once more at the next walk */
-	if (row) {
+	if (row)
 		describe(row, sk, tp, g, &now, 0, state);
-		if (wants_samples) {
-			row->flags |= FLAG_SAMPLES;
-			take_samples(g, row);
-		}
-	}
-	if (!wants_totals)
+	take_samples(g, t, row);
+	if (!t)
 		return 0;
-	fold(g, &now, false);
+	fold(g, t, &now, false);
 	if (state == TCP_LISTEN)
-		fold_drops(sk, g);
-	if (!wants_samples)
-		take_samples(g, NULL);
+		fold_drops(sk, g, t);
 	g->progress = progress;
-	t = totals_of(g->cgroup_id);
-	if (t)
-		count_socket(t, sk, tp, state);
+	count_socket(t, sk, tp, state);
 	return 0;
 }

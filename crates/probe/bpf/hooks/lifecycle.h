@@ -34,19 +34,6 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	return g;
 }
 
-static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u8 event, __u8 state)
-{
-	struct reading now;
-	struct connection *c;
-
-	if (!is_event_wanted(event))
-		return;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, event, state);
-	if (c)
-		end_event(c);
-}
-
 static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp, bool again)
 {
 	struct gauge *g = bear(sk, DIRECTION_ACTIVE, 0, bpf_ktime_get_ns(), again);
@@ -58,7 +45,7 @@ static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp, bool a
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		count(t->opened[DIRECTION_ACTIVE], 1);
-	report(sk, tp, g, EVENT_OPEN, TCP_SYN_SENT);
+	report(sk, tp, g, EVENT_OPEN, TCP_SYN_SENT, 0);
 }
 
 /*
@@ -107,13 +94,17 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 		if (t) {
 			count(t->opened[DIRECTION_PASSIVE], 1);
 			if (g->handshake_us)
-				sample_time(t->handshake, t->handshake_sum_us, g->handshake_us);
+				sample_time(&t->handshake, g->handshake_us);
 		}
-		report(sk, tp, g, EVENT_OPEN, TCP_SYN_RECV);
-	} else if (t && g->opened_ns) {
-		sample_time(t->connect, t->connect_sum_us, (now - g->opened_ns) / 1000);
+		report(sk, tp, g, EVENT_OPEN, TCP_SYN_RECV, 0);
+	} else {
+		/* So far there was nothing else to send again. */
+		if (tp->total_retrans)
+			tell_retransmits(tp, g, RETRANSMIT_SYN);
+		if (t && g->opened_ns)
+			sample_time(&t->connect, (now - g->opened_ns) / 1000);
 	}
-	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED);
+	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, 0);
 }
 
 static __always_inline void on_listen(struct sock *sk, bool again)
@@ -132,7 +123,7 @@ static __always_inline bool is_unreachable(int error)
 	       error == ENONET || error == ENOPROTOOPT;
 }
 
-/* A connect that ended in SYN_SENT. Global, as slots are: see gauge.h. */
+/* A connect that ended in SYN_SENT. Global, as others are: see gauge.h. */
 __noinline __u32 why_failed(int error, __u32 segments_out)
 {
 	if (error == ECONNREFUSED)
@@ -184,30 +175,62 @@ static __always_inline __u32 how_closed(struct sock *sk, struct tcp_sock *tp)
 	       (tp->snd_una != tp->write_seq ? UNANSWERED : 0);
 }
 
+/* Global, as others are: see gauge.h. */
+__noinline int count_end(struct totals *t, __u32 reason, __u32 failed, __u32 opening, __u64 opened_ns)
+{
+	__u32 slot;
+	__u64 us;
+
+	opaque(reason);
+	if (!t || reason >= REASONS)
+		return 0;
+	if (opening) {
+		opaque(opening);
+		if (opening < FAST_OPENS)
+			__sync_fetch_and_add(&t->fast_open[opening], 1);
+	}
+	if (failed) {
+		__sync_fetch_and_add(&t->connect_failures[reason], 1);
+		return 0;
+	}
+	__sync_fetch_and_add(&t->closed[reason], 1);
+	if (!opened_ns)
+		return 0;
+	us = (bpf_ktime_get_ns() - opened_ns) / 1000;
+	slot = slot_of(SCALE_LIFETIME, us);
+	opaque(slot);
+	if (slot >= LIFETIME_SLOTS)
+		return 0;
+	__sync_fetch_and_add(&t->lifetime.slots[slot], 1);
+	__sync_fetch_and_add(&t->lifetime.sum_us, us);
+	return 0;
+}
+
 static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int old)
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	struct totals *t = NULL;
 	struct connection *c;
 	struct reading now;
-	struct totals *t;
+	__u32 reason;
 	bool failed;
-	__u32 reason, slot, opening;
-	__u64 us;
 
 	if (!g || g->flags & FLAG_CLOSED)
 		return;
+	if (wants_totals) {
+		t = totals_of(g->cgroup_id);
+		if (!t)
+			return;
+	}
 	g->closed_from = old;
 	if (g->flags & FLAG_HELD)
 		count_held(sk, -1);
 	if (g->flags & FLAG_LISTENER) {
-		fold_drops(sk, g);
+		if (t)
+			fold_drops(sk, g, t);
 		g->flags |= FLAG_CLOSED;
-		if (wants_listener_ends) {
-			read_socket(tp, g, &now);
-			c = begin_event(sk, tp, g, &now, EVENT_CLOSE, TCP_CLOSE);
-			if (c)
-				end_event(c);
-		}
+		if (wants_listener_ends)
+			report(sk, tp, g, EVENT_CLOSE, TCP_CLOSE, 0);
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
@@ -216,53 +239,26 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	if (owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	sample_rtt(tp, g);
-	sample_queueing(tp, g);
-	leave_congestion(tp, g);
+	sample_queueing(tp, t);
+	leave_congestion(tp, g, t);
 	if (!tp->snd_wnd)
 		see_open(g, WINDOW_PEER, clock_us());
 	if (!tp->rcv_wnd)
 		see_open(g, WINDOW_OWN, clock_us());
+	if (old == TCP_SYN_SENT)
+		tell_retransmits(tp, g, RETRANSMIT_SYN);
 	read_socket(tp, g, &now);
-	fold(g, &now, true);
+	fold(g, t, &now, true);
 	c = begin_event(sk, tp, g, &now, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE);
 	if (c) {
 		c->reason = reason;
 		c->state_before = old;
 	}
-	if (wants_samples && c) {
-		c->flags |= FLAG_SAMPLES;
-		take_samples(g, c);
-	} else if (wants_totals) {
-		take_samples(g, NULL);
-	}
+	take_samples(g, t, c);
 	if (c)
 		end_event(c);
-	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	if (!t)
-		return;
-	opening = fast_open(tp);
-	if (opening) {
-		opaque(opening);
-		if (opening < FAST_OPENS)
-			count(t->fast_open[opening], 1);
-	}
-	opaque(reason);
-	if (reason >= REASONS)
-		return;
-	if (failed) {
-		count(t->connect_failures[reason], 1);
-		return;
-	}
-	count(t->closed[reason], 1);
-	if (!g->opened_ns)
-		return;
-	us = (bpf_ktime_get_ns() - g->opened_ns) / 1000;
-	slot = lifetime_slot(us);
-	opaque(slot);
-	if (slot < LIFETIME_SLOTS) {
-		count(t->lifetime[slot], 1);
-		count(t->lifetime_sum_us, us);
-	}
+	if (t)
+		count_end(t, reason, failed, fast_open(tp), g->opened_ns);
 }
 
 /* This side closes: the task at work is the socket's user, unless it is the kernel's own. */

@@ -3,7 +3,8 @@
  * Hook:    tp_btf/tcp_send_reset and tp_btf/tcp_receive_reset, since 4.15
  * Context: softirq or process; the socket locked, if there is one; rare
  * Feeds:   resets sent and received, by the state of the connection. A RST may be sent for no socket at all (nobody
- *          listens) or for a TIME_WAIT socket: neither has an owner. For a half-open connection the listener stands.
+ *          listens) or for a TIME_WAIT socket: then the reader knows by the namespace. For a half-open connection the
+ *          listener stands.
  * Cost:    600 ns for each reset, measuring included: docs/overhead.md.
  */
 #include "../gauge.h"
@@ -11,15 +12,24 @@
 #define RESET_SENT 1
 #define RESET_RECEIVED 2
 
-static __always_inline void on_reset(struct sock *sk, __u8 way)
+static __always_inline void count_reset(struct totals *t, __u32 way, __u32 state)
+{
+	__u32 at = (way - 1) * STATES + state;
+
+	count(t->resets[way - 1], 1);
+	opaque(at);
+	if (at < RESET_STATES)
+		count(t->resets_by_state[at], 1);
+}
+
+static __always_inline void on_reset(struct sock *sk, struct sk_buff *skb, __u8 way)
 {
 	/* Where the verifier holds the argument for never NULL, it drops the check, and the read yields 0. */
 	__u8 state = sk ? sk->__sk_common.skc_state : 0;
 	struct gauge *g = NULL;
 	struct tcp_sock *tp = NULL;
-	struct reading now;
-	struct connection *c;
-	struct totals *t;
+	struct strays *strays = NULL;
+	struct totals *t = NULL;
 	__u32 at;
 
 	if (state && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV) {
@@ -29,34 +39,30 @@ static __always_inline void on_reset(struct sock *sk, __u8 way)
 	/* An abort closes the socket first and says so then. */
 	if (state == TCP_CLOSE && g && g->flags & FLAG_CLOSED)
 		state = g->closed_from;
-	t = wants_totals ? totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED) : NULL;
-	at = (way - 1) * STATES + state;
-	opaque(at);
-	if (t) {
-		count(t->resets[way - 1], 1);
-		if (at < RESET_STATES)
-			count(t->resets_by_state[at], 1);
+	if (wants_totals) {
+		strays = g || way != RESET_SENT ? NULL : strays_of(skb, sk);
+		t = strays ? NULL : totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED);
 	}
-	if (!g || !tp || !is_event_wanted(EVENT_RESET))
-		return;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, EVENT_RESET, state);
-	if (!c)
-		return;
-	c->detail = way;
-	end_event(c);
+	at = state;
+	opaque(at);
+	if (strays && at < STATES)
+		count(strays->resets_sent[at], 1);
+	else if (t)
+		count_reset(t, way, state);
+	if (g && tp)
+		report(sk, tp, g, EVENT_RESET, state, way);
 }
 
 SEC("tp_btf/tcp_send_reset")
 int reset_sent(__u64 *ctx)
 {
-	on_reset((void *)ctx[0], RESET_SENT);
+	on_reset((void *)ctx[0], (void *)ctx[1], RESET_SENT);
 	return 0;
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int reset_received(__u64 *ctx)
 {
-	on_reset((void *)ctx[0], RESET_RECEIVED);
+	on_reset((void *)ctx[0], NULL, RESET_RECEIVED);
 	return 0;
 }

@@ -29,27 +29,16 @@ int retransmit(__u64 *ctx)
 	struct sock *sk = (void *)ctx[0];
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
-	struct reading now;
-	struct connection *c;
 	__u32 kind;
 
 	if (!g)
 		return 0;
 	kind = kind_of(sk, tp);
-	opaque(kind);
-	/* What a walk has taken for another kind meanwhile stays that. */
-	if (kind < RETRANSMIT_OTHER)
-		g->retransmits_by_kind[kind] += tp->total_retrans - g->before.retransmits - known_retransmits(g) -
-						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
+	tell_retransmits(tp, g, kind);
 	g->progress = 0; /* the kind is known only now */
-	if (!is_event_wanted(EVENT_RETRANSMIT) || (retransmit_has_err && (int)ctx[2]))
-		return 0;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, EVENT_RETRANSMIT, sk->__sk_common.skc_state);
-	if (!c)
-		return 0;
-	c->detail = kind;
-	end_event(c);
+	/* Not of one that could not be sent. */
+	if (!retransmit_has_err || !(int)ctx[2])
+		report(sk, tp, g, EVENT_RETRANSMIT, sk->__sk_common.skc_state, kind);
 	return 0;
 }
 

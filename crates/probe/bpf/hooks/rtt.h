@@ -47,12 +47,12 @@ static __always_inline void see_first_byte(struct gauge *g, struct totals *t, __
 
 	g->first_byte_us = at_most_32(us);
 	if (t)
-		sample_time(t->first_byte, t->first_byte_sum_us, us);
+		sample_time(&t->first_byte, us);
 }
 
 /*
- * Data came after this side had sent some: an answer, as far as TCP can tell. As RTT samples are, no more than one in
- * sample_interval_us, so that a connection that talks without end drowns none that does not.
+ * Whether this answer is to be a sample: as of RTTs, no more than one in sample_interval_us, so that a connection that
+ * talks without end drowns none that does not.
  */
 static __always_inline bool is_due(struct tcp_sock *tp, struct gauge *g)
 {
@@ -65,6 +65,7 @@ static __always_inline bool is_due(struct tcp_sock *tp, struct gauge *g)
 	return true;
 }
 
+/* Data came after this side had sent some: an answer, as far as TCP can tell. */
 static __always_inline void see_answer(struct tcp_sock *tp, struct gauge *g, struct totals *t, __u64 now)
 {
 	__s64 ns = now - tp->tcp_wstamp_ns;
@@ -73,7 +74,7 @@ static __always_inline void see_answer(struct tcp_sock *tp, struct gauge *g, str
 		return; /* paced: what was sent last has not left yet */
 	g->response_us = at_most_32(ns / 1000) ?: 1;
 	if (t)
-		sample_time(t->response, t->response_sum_us, ns / 1000);
+		sample_time(&t->response, ns / 1000);
 }
 
 SEC("tp_btf/tcp_probe")

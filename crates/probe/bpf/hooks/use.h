@@ -18,7 +18,7 @@ static __always_inline void see_read(struct gauge *g)
 	g->reads++;
 	g->read_delay_us += us;
 	if (t)
-		sample_time(t->read_delay, t->read_delay_sum_us, us);
+		sample_time(&t->read_delay, us);
 }
 
 SEC("tp_btf/tcp_rcv_space_adjust")

@@ -345,8 +345,9 @@ mod tests {
 
     #[test]
     fn both_formats_agree_on_the_samples() {
-        let mut totals = Totals { sent_bytes: 12, opened: [0, 3, 4], rtt_sum_us: 700, ..Totals::default() };
-        totals.rtt[11] = 2;
+        let mut totals = Totals { sent_bytes: 12, opened: [0, 3, 4], ..Totals::default() };
+        totals.rtt.sum_us = 700;
+        totals.rtt.slots[11] = 2;
         let namespaces = OfNamespaces {
             samples: vec![NamespaceSample {
                 netns: 4026,

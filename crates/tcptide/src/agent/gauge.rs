@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{filter::Filter, record};
+use model::{
+    filter::Filter,
+    record::{self, Strays},
+};
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
@@ -17,6 +20,7 @@ use super::{
     namespaces::Namespaces,
     reconciliation::Reconciliation,
     series::Series,
+    strays::Accounts,
 };
 use crate::{
     args::AgentArgs,
@@ -93,6 +97,7 @@ struct Worker {
     directory: Directory,
     series: Series,
     namespaces: Namespaces,
+    strays: Accounts,
     reconciliation: Option<Reconciliation>,
     kernel: String,
 }
@@ -109,7 +114,8 @@ impl Worker {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
-        Ok(Self { monitor, directory, series, namespaces, reconciliation, kernel })
+        let strays = Accounts::default();
+        Ok(Self { monitor, directory, series, namespaces, strays, reconciliation, kernel })
     }
 
     /// Works until nobody is left to ask.
@@ -153,12 +159,16 @@ impl Worker {
 
     fn scrape(&mut self) -> anyhow::Result<Exposition> {
         let walk: Walk = self.monitor.walk(None)?;
-        let totals = self.monitor.totals()?;
+        let strays = self.monitor.strays()?;
+        let namespaces = self.of_namespaces(&strays);
+        let mut totals = self.monitor.totals()?;
+        self.give(&strays)?;
+        self.strays.add_to(&mut totals);
         let gone = self.series.update(&totals, &self.directory, walk.number);
         for cgroup in gone {
             self.monitor.forget(cgroup)?;
+            self.strays.forget(cgroup);
         }
-        let namespaces = self.of_namespaces();
         let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
@@ -174,11 +184,19 @@ impl Worker {
         Ok(exposition::render(self.series.all(), &namespaces, &about)?)
     }
 
-    fn of_namespaces(&mut self) -> OfNamespaces {
+    /// What became of packets of no socket, to the containers whose namespaces they were in.
+    fn give(&mut self, strays: &[(u64, Box<Strays>)]) -> anyhow::Result<()> {
+        let namespaces = &self.namespaces;
+        let over = self.strays.settle(strays, |id| namespaces.cgroup(id), |id| namespaces.has(id));
+        over.into_iter().try_for_each(|id| Ok(self.monitor.forget_strays(id)?))
+    }
+
+    fn of_namespaces(&mut self, strays: &[(u64, Box<Strays>)]) -> OfNamespaces {
         let compared = self.reconciliation.iter().flat_map(Reconciliation::sums);
         let reconciled =
             compared.map(|(netns, counter, sums)| (netns, counter.to_owned(), sums.clone())).collect();
-        if let Err(error) = self.namespaces.update(&self.monitor, &self.directory) {
+        if let Err(error) = self.namespaces.update(&self.monitor, &self.directory, self.strays.moved(strays))
+        {
             // All else there is to tell stays true.
             tracing::warn!("{error:#}");
             return OfNamespaces { reconciled, ..OfNamespaces::default() };

@@ -6,6 +6,7 @@ mod http;
 mod namespaces;
 mod reconciliation;
 mod series;
+mod strays;
 
 use std::net::TcpListener;
 

@@ -1,7 +1,7 @@
 //! What the kernel counts by network namespace alone, and whose namespace it is.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -43,9 +43,13 @@ pub(crate) struct Namespaces {
     most: usize,
     /// The last reading.
     readings: Readings,
+    /// The namespaces in it, by [`Reading::id`].
+    ids: HashSet<u64>,
     at: Option<Instant>,
     /// Whose each is, by [`Reading::id`]; `None` once that cannot be known any more.
     owners: Option<HashMap<u64, Owner>>,
+    /// A living cgroup that has had a socket there, by the same.
+    cgroups: HashMap<u64, u64>,
     /// Whose sockets were there of cgroups that are gone: by the same, with the inode number.
     past: HashMap<u64, (u64, Owner)>,
 }
@@ -78,21 +82,31 @@ impl Namespaces {
         Self {
             most,
             readings: Readings::default(),
+            ids: HashSet::new(),
             at: None,
             owners: Some(HashMap::new()),
+            cgroups: HashMap::new(),
             past: HashMap::new(),
         }
     }
 
-    /// Reads all, unless that was done a moment ago.
-    pub(crate) fn update(&mut self, monitor: &Monitor, directory: &Directory) -> anyhow::Result<()> {
-        if self.at.is_some_and(|at| at.elapsed() < GOOD_FOR) {
+    /// Reads all, unless that was done a moment ago and these were there.
+    pub(crate) fn update(
+        &mut self,
+        monitor: &Monitor,
+        directory: &Directory,
+        expected: impl IntoIterator<Item = u64>,
+    ) -> anyhow::Result<()> {
+        if self.at.is_some_and(|at| at.elapsed() < GOOD_FOR)
+            && expected.into_iter().all(|id| self.ids.contains(&id))
+        {
             return Ok(());
         }
         // First: of a namespace that is made meanwhile no owner is taken for gone.
         let owners = monitor.namespace_owners()?;
         self.readings = self.read(EXTENSIONS)?;
         self.at = Some(Instant::now());
+        self.ids = self.readings.of.iter().map(|(netns, reading)| reading.id(*netns)).collect();
         for (netns, error) in &self.readings.failed {
             tracing::debug!("cannot read the counters of network namespace {netns}: {error}");
         }
@@ -124,6 +138,7 @@ impl Namespaces {
     ) -> anyhow::Result<HashMap<u64, Owner>> {
         let mut all: HashMap<u64, Owner> = HashMap::new();
         let readings = &self.readings;
+        self.cgroups.clear();
         self.past.retain(|id, (netns, _)| is_there(readings, *netns, *id));
         for owner in owners {
             if !is_there(readings, owner.netns, owner.id) {
@@ -139,12 +154,25 @@ impl Namespaces {
                 monitor.forget_namespace_owner(owner)?;
             } else {
                 all.entry(owner.id).or_default().join(one);
+                self.cgroups.insert(owner.id, owner.cgroup);
             }
         }
         for (id, (_, past)) in &self.past {
             all.entry(*id).or_default().join(past.clone());
         }
         Ok(all)
+    }
+
+    /// A living cgroup of the one container that a namespace is, if it is one's.
+    pub(crate) fn cgroup(&self, id: u64) -> Option<u64> {
+        let owner = self.owners.as_ref()?.get(&id)?;
+        let is_one = matches!(owner, Owner::One(labels) if !labels.container.is_empty());
+        self.cgroups.get(&id).copied().filter(|_| is_one)
+    }
+
+    /// Whether this namespace was there at the last reading.
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.ids.contains(&id)
     }
 
     /// What happened, as of the last reading.

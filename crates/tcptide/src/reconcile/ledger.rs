@@ -38,7 +38,7 @@ pub(super) enum Quantity {
     AttemptFail,
     /// Connections that went to CLOSE from ESTABLISHED or CLOSE_WAIT.
     EstabReset,
-    /// RSTs sent for a socket.
+    /// RSTs sent, for a socket or for none.
     ResetSent,
     /// SYNs sent again.
     Syn,
@@ -86,15 +86,35 @@ pub(super) struct Tally {
 pub(super) struct Tallies([Tally; QUANTITIES]);
 
 impl Tallies {
+    /// Adds to one of them.
+    pub(super) fn add(&mut self, quantity: Quantity, more: Tally) {
+        let tally = &mut self.0[quantity as usize];
+        *tally = tally.plus(more);
+    }
+
     /// Some of them, added up.
     pub(super) fn of(&self, quantities: &[Quantity]) -> Tally {
-        quantities.iter().map(|quantity| self.0[*quantity as usize]).fold(Tally::default(), |sum, one| {
-            Tally {
-                counted: sum.counted + one.counted,
-                least: sum.least + one.least,
-                most: sum.most + one.most,
-            }
-        })
+        quantities.iter().map(|quantity| self.0[*quantity as usize]).fold(Tally::default(), Tally::plus)
+    }
+}
+
+impl Tally {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            counted: self.counted + other.counted,
+            least: self.least + other.least,
+            most: self.most + other.most,
+        }
+    }
+
+    /// What a counter has grown by that was read right before and right after each reading of the kernel's.
+    pub(super) fn between([before, after]: [[u64; 2]; 2]) -> Self {
+        let grown = |from: u64, to: u64| to.saturating_sub(from).cast_signed();
+        Self {
+            counted: grown(before[0], after[0]),
+            least: -grown(before[0], before[1]),
+            most: grown(after[0], after[1]),
+        }
     }
 }
 
@@ -333,6 +353,10 @@ impl Ledger {
             return;
         }
         if told.listener.is_some() {
+            // For a half-open connection.
+            if told.what == What::ResetSent {
+                self.add(told, Quantity::ResetSent, 1);
+            }
             return;
         }
         if let Some((quantity, segments)) = self.sent_again(told) {

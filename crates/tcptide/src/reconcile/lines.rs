@@ -36,8 +36,9 @@ pub(super) struct Facts<'a> {
 pub(super) struct Host {
     /// SYN-ACKs sent again that no connection has told of.
     pub(super) synacks: i64,
-    /// RSTs sent for no socket, for half-open connections and in TIME_WAIT; `None` where the kernel does not tell.
-    pub(super) ownerless_resets: Option<i64>,
+    /// RSTs sent for no socket and in TIME_WAIT in a namespace that is not known; `None` where the kernel does not tell of
+    /// such RSTs at all. Those of a known namespace are in its tallies.
+    pub(super) stray_resets: Option<i64>,
     /// Whether a packet dropped for a socket is an event.
     pub(super) drop_events: bool,
     /// Packets dropped, for a socket or for none.
@@ -155,10 +156,8 @@ pub(super) const LINES: &[Line] = &[
         counted: &[Quantity::ResetSent],
         program: "reset_sent",
         because: |facts| {
-            vec![match facts.host.ownerless_resets {
-                Some(resets) => {
-                    more("RSTs for no socket, half-open connections or TIME_WAIT, of the whole host", resets)
-                }
+            vec![match facts.host.stray_resets {
+                Some(resets) => more("RSTs for no socket, in an unknown namespace", resets),
                 None => more("RSTs for no socket: this kernel (before 6.10) does not tell of them", ANY),
             }]
         },
@@ -364,7 +363,7 @@ mod tests {
 
     #[test]
     fn reasons_reach_as_far_as_they_are_counted() {
-        let host = |resets| Host { ownerless_resets: resets, ..Host::default() };
+        let host = |resets| Host { stray_resets: resets, ..Host::default() };
         let compare = |host: &Host| compare("OutRsts", "Tcp: OutRsts\nTcp: 3\n", host).unwrap();
         assert!(!compare(&host(Some(2))).explained);
         let enough = compare(&host(Some(5)));
@@ -376,7 +375,7 @@ mod tests {
 
     #[test]
     fn what_was_missed_explains_the_lines_of_its_program_only() {
-        let host = Host { missed: vec![("reset_sent", 3)], ownerless_resets: Some(0), ..Host::default() };
+        let host = Host { missed: vec![("reset_sent", 3)], stray_resets: Some(0), ..Host::default() };
         assert!(compare("OutRsts", "Tcp: OutRsts\nTcp: 3\n", &host).unwrap().explained);
         assert!(!compare("ActiveOpens", "Tcp: ActiveOpens\nTcp: 3\n", &host).unwrap().explained);
     }

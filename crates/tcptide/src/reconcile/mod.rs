@@ -8,7 +8,7 @@ mod ledger;
 mod lines;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use serde::Serialize;
 
 pub(crate) use self::lines::{Comparison, Reason};
 use self::{
-    ledger::{EDGE_NS, Ledger, Quantity},
+    ledger::{EDGE_NS, Ledger, Quantity, Tallies, Tally},
     lines::{Facts, Host, LINES},
 };
 use crate::{
@@ -105,7 +105,7 @@ pub(crate) fn options(options: Options) -> Options {
 /// Compares, as long as it is given the events and rows of a monitor with these [`options`].
 pub(crate) struct Reconciler {
     ledger: Ledger,
-    tells_ownerless_resets: bool,
+    tells_stray_resets: bool,
     tells_drops: bool,
     /// The two ends of the interval that ended last, or the beginning of the first one.
     before: Option<End>,
@@ -117,6 +117,8 @@ struct End {
     /// When its first walk began: `CLOCK_MONOTONIC`, ns.
     at: u64,
     host: HostCounts,
+    /// RSTs sent for no socket, by namespace: right before and right after the reading.
+    resets: [HashMap<u64, u64>; 2],
     readings: Readings,
 }
 
@@ -126,7 +128,7 @@ impl Reconciler {
         let tells = |tracepoint, arguments| kernel.tracepoint_arguments(tracepoint) >= Some(arguments);
         Ok(Self {
             ledger: Ledger::default(),
-            tells_ownerless_resets: tells("tcp_send_reset", RESET_ARGUMENTS_WITH_REASON),
+            tells_stray_resets: tells("tcp_send_reset", RESET_ARGUMENTS_WITH_REASON),
             tells_drops: tells("kfree_skb", DROP_ARGUMENTS_WITH_SOCKET),
             before: None,
             after: None,
@@ -159,10 +161,12 @@ impl Reconciler {
         };
         monitor.walk(Some(&mut row))?;
         let host = HostCounts::take(monitor)?;
+        let resets = stray_resets(monitor)?;
         let readings = read()?;
+        let resets = [resets, stray_resets(monitor)?];
         monitor.walk(Some(&mut row))?;
         self.ledger.turn(readings.of.iter().map(|(netns, reading)| (*netns, reading.span)));
-        self.before = self.after.replace(End { at, host, readings });
+        self.before = self.after.replace(End { at, host, resets, readings });
         Ok(())
     }
 
@@ -187,27 +191,18 @@ impl Reconciler {
                 counters: Vec::new(),
             };
             if let Some((was, is)) = was.zip(is).filter(|_| namespace.fate == Fate::Compared) {
-                namespace.counters = self.lines(monitor, netns, (was, is), &host);
+                let id = is.id(netns);
+                let resets = [before, after]
+                    .map(|end| end.resets.each_ref().map(|resets| resets.get(&id).copied().unwrap_or(0)));
+                let mut tallies = self.ledger.tallies(netns);
+                tallies.add(Quantity::ResetSent, Tally::between(resets));
+                namespace.counters = lines(monitor, &tallies, (was, is), &host);
             }
             namespace
         };
         let all = ids.into_iter().map(one).collect();
         self.ledger.forget_those_before(before.at);
         Ok(all)
-    }
-
-    fn lines(
-        &self,
-        monitor: &Monitor,
-        netns: u64,
-        (was, is): (&Reading, &Reading),
-        host: &Host,
-    ) -> Vec<Comparison> {
-        let kernel = is.counters.since(&was.counters);
-        let tallies = self.ledger.tallies(netns);
-        let facts = Facts { kernel: &kernel, tallies: &tallies, host };
-        let measured = LINES.iter().filter(|line| monitor.is_attached(line.program()));
-        measured.filter_map(|line| line.compare(&facts)).collect()
     }
 
     fn host(&self, before: &HostCounts, now: &HostCounts) -> Host {
@@ -218,7 +213,7 @@ impl Reconciler {
         });
         Host {
             synacks: (grown(|host| host.synacks) - self.ledger.everywhere(Quantity::SynAck)).max(0),
-            ownerless_resets: self.tells_ownerless_resets.then(|| grown(|host| host.ownerless_resets)),
+            stray_resets: self.tells_stray_resets.then(|| grown(|host| host.stray_resets)),
             drop_events: self.tells_drops,
             dropped: grown(|host| host.dropped),
             lost: grown(|host| host.lost),
@@ -230,7 +225,8 @@ impl Reconciler {
 /// What tcptide counts for the whole host only, since the monitor began.
 struct HostCounts {
     synacks: u64,
-    ownerless_resets: u64,
+    /// RSTs sent for no socket, in a namespace that is not known.
+    stray_resets: u64,
     dropped: u64,
     lost: u64,
     /// Events that no program saw, at most, by program.
@@ -243,7 +239,7 @@ impl HostCounts {
         let programs = monitor.programs();
         let mut all = Self {
             synacks: 0,
-            ownerless_resets: 0,
+            stray_resets: 0,
             dropped: 0,
             lost: losses[loss::LOSS_CONNECTION_EVENT] + losses[loss::LOSS_STORAGE],
             missed: LINES.iter().map(|line| (line.program(), missed(&programs, line.program()))).collect(),
@@ -252,11 +248,32 @@ impl HostCounts {
             all.synacks += totals.retransmitted_segments[retransmit::RETRANSMIT_SYNACK];
             all.dropped += totals.dropped_packets.iter().sum::<u64>();
             if cgroup == CGROUP_UNATTRIBUTED {
-                all.ownerless_resets += totals.resets[0];
+                all.stray_resets += totals.resets[0];
             }
+        }
+        for (_, strays) in monitor.strays()? {
+            all.dropped += strays.dropped_packets.iter().sum::<u64>();
         }
         Ok(all)
     }
+}
+
+/// RSTs sent for no socket so far, by namespace, as [`Reading::id`].
+fn stray_resets(monitor: &Monitor) -> anyhow::Result<HashMap<u64, u64>> {
+    let all = monitor.strays()?.into_iter();
+    Ok(all.map(|(namespace, strays)| (namespace, strays.resets_sent.iter().sum())).collect())
+}
+
+fn lines(
+    monitor: &Monitor,
+    tallies: &Tallies,
+    (was, is): (&Reading, &Reading),
+    host: &Host,
+) -> Vec<Comparison> {
+    let kernel = is.counters.since(&was.counters);
+    let facts = Facts { kernel: &kernel, tallies, host };
+    let measured = LINES.iter().filter(|line| monitor.is_attached(line.program()));
+    measured.filter_map(|line| line.compare(&facts)).collect()
 }
 
 /// How many runs no program on this one's hook made, at most.
