@@ -206,7 +206,7 @@ __noinline __u32 chrono_ticks(__u32 ended, __u32 running, __u32 which, __u32 sin
 	return running == which ? ended + (__u32)bpf_jiffies64() - since : ended;
 }
 
-static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
+static __noinline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
 	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
 	__u32 running;
@@ -232,7 +232,7 @@ static __always_inline void read_counters(struct tcp_sock *tp, struct gauge *g, 
 		c->limited[i] = chrono_ticks(tp->chrono_stat[i], running, i + 1, tp->chrono_start);
 }
 
-static __always_inline void read_socket(struct tcp_sock *tp, struct gauge *g, struct reading *r)
+static __noinline void read_socket(struct tcp_sock *tp, struct gauge *g, struct reading *r)
 {
 	read_counters(tp, g, &r->counters);
 	for (int i = 0; i < RETRANSMIT_OTHER; i++)
@@ -310,7 +310,7 @@ __noinline int make_totals(__u64 cgroup)
 	return false;
 }
 
-static __always_inline struct totals *totals_of(__u64 cgroup)
+static __noinline struct totals *totals_of(__u64 cgroup)
 {
 	struct totals *t = bpf_map_lookup_elem(&totals, &cgroup);
 
@@ -649,11 +649,12 @@ static __always_inline __u32 fast_open(struct tcp_sock *tp)
 			  BPF_CORE_READ_BITFIELD(tp, syn_data_acked));
 }
 
-/* Everything but the RTT samples. */
-static __always_inline void describe(struct connection *c, struct sock *sk, struct tcp_sock *tp, struct gauge *g,
-				     const struct reading *now, __u8 event, __u8 state)
+/* Everything but what belongs to an event alone, and the RTT samples. */
+static __noinline void describe(struct connection *c, struct tcp_sock *tp, struct gauge *g, const struct reading *now,
+				__u32 state)
 {
 	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
+	struct sock *sk = (void *)tp;
 
 	c->time_ns = bpf_ktime_get_ns();
 	c->cookie = bpf_get_socket_cookie(sk);
@@ -728,7 +729,7 @@ static __always_inline void describe(struct connection *c, struct sock *sk, stru
 	c->accept_queue = 0;
 	c->syn_queue = 0;
 	c->error = sk->sk_err;
-	c->event = event;
+	c->event = 0;
 	c->state = state;
 	c->direction = g->direction;
 	c->reason = 0;
@@ -803,52 +804,45 @@ static __always_inline bool is_wanted(struct sock *sk, struct tcp_sock *tp, stru
 	return wants_cgroup(g->cgroup_id, owner_by_task ? 0 : (__u64)BPF_CORE_READ(sk, sk_cgrp_data.cgroup));
 }
 
-static __always_inline bool is_event_wanted(__u8 event)
-{
-	return wanted_events & (1 << event);
-}
+#define ends_connection(event) ((event) == EVENT_CLOSE || (event) == EVENT_FAIL)
 
-/* Room for an event, filled but for reason and detail, or NULL. To be given to bpf_ringbuf_submit(). */
-static __always_inline struct connection *begin_event(struct sock *sk, struct tcp_sock *tp, struct gauge *g,
-						      const struct reading *now, __u8 event, __u8 state)
+/*
+ * Sends an event as the socket is now, if it is asked for. `detail`: the reason, if it is an end. The reader comes by on
+ * its own: a wakeup an event would cost more than the event.
+ */
+static __noinline void report(struct tcp_sock *tp, struct gauge *g, __u32 event, __u32 state, __u32 detail)
 {
+	struct sock *sk = (void *)tp;
 	struct connection *c;
+	struct reading now;
 
-	if (!is_event_wanted(event) || !is_wanted(sk, tp, g))
-		return NULL;
+	if (!is_wanted(sk, tp, g))
+		return;
 	if (wants_samples)
 		c = bpf_ringbuf_reserve(&events, sizeof(*c), 0);
 	else
 		c = bpf_ringbuf_reserve(&events, __builtin_offsetof(struct connection, rtt.slots), 0);
 	if (!c) {
 		lose(LOSS_CONNECTION_EVENT);
-		return NULL;
+		return;
 	}
-	describe(c, sk, tp, g, now, event, state);
-	return c;
-}
-
-/* The reader comes by on its own: a wakeup an event would cost more than the event. */
-static __always_inline void end_event(struct connection *c)
-{
+	read_socket(tp, g, &now);
+	describe(c, tp, g, &now, state);
+	c->event = event;
+	if (ends_connection(event)) {
+		c->reason = detail;
+		c->state_before = g->closed_from;
+		take_samples(g, NULL, c);
+	} else {
+		c->detail = detail;
+	}
 	bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
 }
 
-/* Sends an event as the socket is now, if it is asked for. */
-static __always_inline void report(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u8 event, __u8 state,
-				   __u8 detail)
+static __always_inline void tell(struct tcp_sock *tp, struct gauge *g, __u32 event, __u32 state, __u32 detail)
 {
-	struct connection *c;
-	struct reading now;
-
-	if (!is_event_wanted(event))
-		return;
-	read_socket(tp, g, &now);
-	c = begin_event(sk, tp, g, &now, event, state);
-	if (!c)
-		return;
-	c->detail = detail;
-	end_event(c);
+	if (wanted_events & (1 << event))
+		report(tp, g, event, state, detail);
 }
 
 /* ---- Windows ------------------------------------------------------------------------------------------ */
@@ -864,8 +858,7 @@ static __always_inline void add_closed(struct gauge *g, struct totals *t, __u32 
  * Data cannot come any further while a window is closed: as long as it has not, it is the same time. `since`: when the
  * kernel last received what must have come before, jiffies.
  */
-static __always_inline void see_closed(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u32 which, __u32 at,
-				       __u32 since)
+static __noinline void see_closed(struct tcp_sock *tp, struct gauge *g, __u32 which, __u32 at, __u32 since)
 {
 	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	__u32 now = clock_us(), before = __sync_lock_test_and_set(&g->closed_at[which], now);
@@ -881,11 +874,11 @@ static __always_inline void see_closed(struct sock *sk, struct tcp_sock *tp, str
 	if (t)
 		count(t->zero_windows[which], 1);
 	add_closed(g, t, which, microseconds((__u32)bpf_jiffies64() - since));
-	report(sk, tp, g, EVENT_ZERO_WINDOW, sk->__sk_common.skc_state, which);
+	tell(tp, g, EVENT_ZERO_WINDOW, tp->inet_conn.icsk_inet.sk.__sk_common.skc_state, which);
 }
 
 /* It is open again, since then, us. */
-static __always_inline void see_open(struct gauge *g, __u32 which, __u32 then)
+static __noinline void see_open(struct gauge *g, __u32 which, __u32 then)
 {
 	__u32 before = __sync_lock_test_and_set(&g->closed_at[which], 0);
 
@@ -893,14 +886,14 @@ static __always_inline void see_open(struct gauge *g, __u32 which, __u32 then)
 		add_closed(g, wants_totals ? totals_of(g->cgroup_id) : NULL, which, then - before);
 }
 
-static __always_inline void see_windows(struct sock *sk, struct tcp_sock *tp, struct gauge *g)
+static __always_inline void see_windows(struct tcp_sock *tp, struct gauge *g)
 {
 	if (!tp->snd_wnd)
-		see_closed(sk, tp, g, WINDOW_PEER, tp->snd_una, tp->rcv_tstamp);
+		see_closed(tp, g, WINDOW_PEER, tp->snd_una, tp->rcv_tstamp);
 	else
 		g->closed_at[WINDOW_PEER] = 0;
 	if (!tp->rcv_wnd)
-		see_closed(sk, tp, g, WINDOW_OWN, tp->rcv_nxt, tp->inet_conn.icsk_ack.lrcvtime);
+		see_closed(tp, g, WINDOW_OWN, tp->rcv_nxt, tp->inet_conn.icsk_ack.lrcvtime);
 	/* The segment that was sent last told the peer. */
 	else if (g->closed_at[WINDOW_OWN])
 		see_open(g, WINDOW_OWN, tp->tcp_wstamp_ns / 1000);

@@ -16,7 +16,7 @@ use crate::stories::{Functional, plans};
 use crate::{initramfs, machine};
 
 /// Guests at a time. Each keeps two CPUs busy at times, and one most of the time.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: usize = 3;
 /// How long a guest may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 

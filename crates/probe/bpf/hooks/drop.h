@@ -61,7 +61,7 @@ static __always_inline void tell_drop(struct sock *sk, __u32 slot)
 	tp = bpf_skc_to_tcp_sock(sk);
 	g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
 	if (g)
-		report(sk, tp, g, EVENT_DROP, state, slot);
+		tell(tp, g, EVENT_DROP, state, slot);
 }
 
 SEC("tp_btf/kfree_skb")
@@ -93,7 +93,7 @@ int drop(__u64 *ctx)
 		count(strays->dropped_packets[slot], 1);
 	else if (slot < DROP_REASONS && t)
 		count(t->dropped_packets[slot], 1);
-	if (receiver && is_event_wanted(EVENT_DROP))
+	if (receiver && wanted_events & (1 << EVENT_DROP))
 		tell_drop(receiver, slot);
 	return 0;
 }

@@ -194,7 +194,7 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	walk_seen++;
 	sample_rtt(tp, g);
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
-		see_windows(sk, tp, g);
+		see_windows(tp, g);
 		if (!g->accept_wait_us && sk->sk_socket)
 			bound_accept(g);
 	}
@@ -203,7 +203,7 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (peek_socket(sk, tp, g, &now))
 		progress = 0; /* once more at the next walk */
 	if (row)
-		describe(row, sk, tp, g, &now, 0, state);
+		describe(row, tp, g, &now, state);
 	take_samples(g, t, row);
 	if (!t)
 		return 0;

@@ -45,7 +45,7 @@ static __always_inline void on_open(struct sock *sk, struct tcp_sock *tp, bool a
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;
 	if (t)
 		count(t->opened[DIRECTION_ACTIVE], 1);
-	report(sk, tp, g, EVENT_OPEN, TCP_SYN_SENT, 0);
+	tell(tp, g, EVENT_OPEN, TCP_SYN_SENT, 0);
 }
 
 /*
@@ -96,7 +96,7 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 			if (g->handshake_us)
 				sample_time(&t->handshake, g->handshake_us);
 		}
-		report(sk, tp, g, EVENT_OPEN, TCP_SYN_RECV, 0);
+		tell(tp, g, EVENT_OPEN, TCP_SYN_RECV, 0);
 	} else {
 		/* So far there was nothing else to send again. */
 		if (tp->total_retrans)
@@ -104,7 +104,7 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 		if (t && g->opened_ns)
 			sample_time(&t->connect, (now - g->opened_ns) / 1000);
 	}
-	report(sk, tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, 0);
+	tell(tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, 0);
 }
 
 static __always_inline void on_listen(struct sock *sk, bool again)
@@ -210,7 +210,6 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 {
 	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	struct totals *t = NULL;
-	struct connection *c;
 	struct reading now;
 	__u32 reason;
 	bool failed;
@@ -230,7 +229,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 			fold_drops(sk, g, t);
 		g->flags |= FLAG_CLOSED;
 		if (wants_listener_ends)
-			report(sk, tp, g, EVENT_CLOSE, TCP_CLOSE, 0);
+			tell(tp, g, EVENT_CLOSE, TCP_CLOSE, 0);
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
@@ -249,14 +248,8 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 		tell_retransmits(tp, g, RETRANSMIT_SYN);
 	read_socket(tp, g, &now);
 	fold(g, t, &now, true);
-	c = begin_event(sk, tp, g, &now, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE);
-	if (c) {
-		c->reason = reason;
-		c->state_before = old;
-	}
-	take_samples(g, t, c);
-	if (c)
-		end_event(c);
+	take_samples(g, t, NULL);
+	tell(tp, g, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE, reason);
 	if (t)
 		count_end(t, reason, failed, fast_open(tp), g->opened_ns);
 }

@@ -50,7 +50,7 @@ static __always_inline void on_reset(struct sock *sk, struct sk_buff *skb, __u8 
 	else if (t)
 		count_reset(t, way, state);
 	if (g && tp)
-		report(sk, tp, g, EVENT_RESET, state, way);
+		tell(tp, g, EVENT_RESET, state, way);
 }
 
 SEC("tp_btf/tcp_send_reset")

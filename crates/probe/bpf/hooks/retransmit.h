@@ -38,7 +38,7 @@ int retransmit(__u64 *ctx)
 	g->progress = 0; /* the kind is known only now */
 	/* Not of one that could not be sent. */
 	if (!retransmit_has_err || !(int)ctx[2])
-		report(sk, tp, g, EVENT_RETRANSMIT, sk->__sk_common.skc_state, kind);
+		tell(tp, g, EVENT_RETRANSMIT, sk->__sk_common.skc_state, kind);
 	return 0;
 }
 

@@ -109,7 +109,7 @@ int rtt(__u64 *ctx)
 	}
 	if (!g->accept_wait_us && sk->sk_socket)
 		bound_accept(g);
-	see_windows(sk, tp, g);
+	see_windows(tp, g);
 	if (!tp->snd_wnd && opens_window(skb))
 		see_open(g, WINDOW_PEER, clock_us());
 	return 0;
