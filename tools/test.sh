@@ -62,6 +62,11 @@ functional() {
     export TCPTIDE
     step "functional tests" stories "$target/stories.log"
     step "make run" run_unattended
+    if [[ $(uname -m) == x86_64 ]] && command -v apt-get >/dev/null; then
+        step "kernel matrix" tools/vm.sh
+    else
+        not_run+=("the kernel matrix, which has kernels for x86-64 through apt")
+    fi
 }
 
 # How many stories may need a second try.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     connection::{LISTEN, waits_for_accept},
-    record::{Connection, NOT_SEEN, limit, retransmit, window},
+    record::{Connection, NOT_SEEN, limit, window},
 };
 
 /// The kernel's number of the SYN_SENT state.
@@ -124,7 +124,8 @@ impl<'a> Change<'a> {
     }
 
     fn no_answer(&self) -> Option<Verdict> {
-        let syns = self.after.retransmits_by_kind[retransmit::RETRANSMIT_SYN];
+        // There is nothing else to send again yet, also before somebody looked.
+        let syns = self.after.since.retransmits.saturating_add(self.after.before.retransmits);
         (self.after.state == SYN_SENT && syns > 0).then(|| Verdict {
             cause: Cause::NoAnswer,
             share: 1.0,
@@ -344,8 +345,11 @@ mod tests {
         assert_eq!(causes(&waiting), [Cause::NothingToSend], "it may just have come");
 
         let mut asking = Connection { state: SYN_SENT, ..connection() };
-        asking.retransmits_by_kind[retransmit::RETRANSMIT_SYN] = 2;
+        assert_eq!(causes(&asking), [Cause::NothingToSend]);
+        asking.since.retransmits = 2;
         assert_eq!(causes(&asking), [Cause::NoAnswer]);
+        let adopted = Connection { before: asking.since, since: connection().since, ..asking };
+        assert_eq!(causes(&adopted), [Cause::NoAnswer]);
 
         let listener = Connection { state: LISTEN, accept_limit: 128, ..connection() };
         assert_eq!(causes(&listener), []);

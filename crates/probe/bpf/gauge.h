@@ -161,12 +161,15 @@ static __always_inline void name_half_open(struct half_open *key, struct sock *c
 /* ---- Counters ----------------------------------------------------------------------------------------- */
 
 /* A bit of sk_flags. */
-#define is_flagged(sk, flag)                                                                                         \
-	(!!((sk)->__sk_common.skc_flags & (1UL << bpf_core_enum_value(enum sock_flags, flag))))
+#define is_flagged(sk, flag) (((sk)->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, flag)) & 1)
 
-static __always_inline __u64 at_least_0(__s64 v)
+/* n if it is positive, else 0. Without a branch, after each of which the verifier would go two ways. */
+static __always_inline __s64 if_positive(__s64 n)
 {
-	return v < 0 ? 0 : v;
+	__s64 negated = -n;
+
+	opaque(negated); /* clang would make a branch of it */
+	return n & (negated >> 63);
 }
 
 /* Since the birth or the adoption, those whose kind was seen. */
@@ -208,18 +211,18 @@ __noinline __u32 chrono_ticks(__u32 ended, __u32 running, __u32 which, __u32 sin
 
 static __noinline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
-	__u64 acked = at_least_0((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
+	__u64 acked = if_positive((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
 	__u32 running;
 
 	/*
 	 * A retransmission adds to bytes_retrans first and to bytes_sent a moment later: a reading in between
 	 * is short, and the next one is right again.
 	 */
-	c->sent_bytes = at_least_0((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
+	c->sent_bytes = if_positive((__s64)tp->bytes_sent - (__s64)tp->bytes_retrans);
 	/* The FIN comes last: it is what exceeds the payload. */
-	c->acked_bytes = acked > c->sent_bytes ? c->sent_bytes : acked;
+	c->acked_bytes = acked - if_positive(acked - c->sent_bytes);
 	c->received_bytes =
-		at_least_0((__s64)tp->bytes_received - is_flagged(&tp->inet_conn.icsk_inet.sk, SOCK_DONE));
+		if_positive((__s64)tp->bytes_received - is_flagged(&tp->inet_conn.icsk_inet.sk, SOCK_DONE));
 	c->segments_out = tp->segs_out;
 	c->segments_in = tp->segs_in;
 	c->retransmits = tp->total_retrans;
@@ -263,17 +266,8 @@ static __always_inline bool peek_socket(struct sock *sk, struct tcp_sock *tp, st
 	received = *(volatile __u64 *)&tp->bytes_received;
 	locked = is_locked(sk);
 	asm volatile("" ::: "memory");
-	r->counters.received_bytes = at_least_0((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
+	r->counters.received_bytes = if_positive((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
 	return locked;
-}
-
-/* n if it is positive, else 0. Without a branch, after each of which the verifier would go two ways. */
-static __always_inline __s64 if_positive(__s64 n)
-{
-	__s64 negated = -n;
-
-	opaque(negated); /* clang would make a branch of it */
-	return n & (negated >> 63);
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
@@ -618,17 +612,40 @@ static __always_inline void leave_congestion(struct tcp_sock *tp, struct gauge *
 
 /* ---- Records ------------------------------------------------------------------------------------------ */
 
-/* The kernel's own name of the MPTCP connection that a subflow belongs to. */
-static __always_inline __u32 mptcp_token(struct tcp_sock *tp)
+/* The kernel's own name of the MPTCP connection that a subflow belongs to. `subflow`: the address of its context. */
+__noinline __u32 mptcp_token_of(__u64 subflow)
 {
-	struct mptcp_subflow_context *subflow;
 	struct mptcp_sock *connection;
 
+	if (!subflow)
+		return 0;
+	connection = (void *)BPF_CORE_READ((struct mptcp_subflow_context *)subflow, conn);
+	return connection ? BPF_CORE_READ(connection, token) : 0;
+}
+
+static __always_inline __u32 mptcp_token(struct tcp_sock *tp)
+{
 	if (!bpf_core_field_exists(tp->is_mptcp) || !tp->is_mptcp)
 		return 0;
-	subflow = BPF_CORE_READ(tp, inet_conn.icsk_ulp_data);
-	connection = subflow ? (void *)BPF_CORE_READ(subflow, conn) : NULL;
-	return connection ? BPF_CORE_READ(connection, token) : 0;
+	return mptcp_token_of((__u64)BPF_CORE_READ(tp, inet_conn.icsk_ulp_data));
+}
+
+/* Bytes/s; 0: not measured yet. */
+__noinline __u64 rate_of(__u32 segments, __u32 mss, __u32 interval_us)
+{
+	return interval_us ? (__u64)segments * mss * 1000000 / interval_us : 0;
+}
+
+/* Sequence numbers count a FIN: the peer's when it has come, the own when it is to be sent. */
+__noinline __u32 without_fin(__u32 bytes, __u32 fin)
+{
+	return bytes && fin ? bytes - 1 : bytes;
+}
+
+/* Whether a state is one of these. Without a branch, after each of which the verifier would go two ways. */
+static __always_inline __u32 is_one_of(__u32 state, __u32 states)
+{
+	return states >> (state & 31) & 1;
 }
 
 /* What became of TCP Fast Open; final once the connection is established. */
@@ -662,9 +679,9 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->opened_ns = g->opened_ns;
 	c->established_ns = g->established_ns;
 	c->before = g->before;
-	c->since.sent_bytes = at_least_0(now->counters.sent_bytes - g->before.sent_bytes);
-	c->since.acked_bytes = at_least_0(now->counters.acked_bytes - g->before.acked_bytes);
-	c->since.received_bytes = at_least_0(now->counters.received_bytes - g->before.received_bytes);
+	c->since.sent_bytes = if_positive(now->counters.sent_bytes - g->before.sent_bytes);
+	c->since.acked_bytes = if_positive(now->counters.acked_bytes - g->before.acked_bytes);
+	c->since.received_bytes = if_positive(now->counters.received_bytes - g->before.received_bytes);
 	c->since.segments_out = now->counters.segments_out - g->before.segments_out;
 	c->since.segments_in = now->counters.segments_in - g->before.segments_in;
 	c->since.retransmits = now->counters.retransmits - g->before.retransmits;
@@ -694,24 +711,20 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->mptcp_token = mptcp_token(tp);
 	c->overflows = NOT_SEEN;
 	c->fast_open = fast_open(tp);
-	c->delivery_rate = 0;
-	if (tp->rate_delivered && tp->rate_interval_us)
-		c->delivery_rate = (__u64)tp->rate_delivered * tp->mss_cache * 1000000 / tp->rate_interval_us;
+	c->delivery_rate = rate_of(tp->rate_delivered, tp->mss_cache, tp->rate_interval_us);
 	c->pacing_rate = sk->sk_pacing_rate;
 	c->handshake_rtt_us = g->handshake_rtt_us;
 	c->first_byte_us = g->first_byte_us;
 	c->ssthresh = tp->snd_ssthresh;
 	c->send_window = tp->snd_wnd;
 	c->receive_window = tp->rcv_wnd;
-	/* Sequence numbers count a FIN: the peer's when it has come, the own when it is to be sent. */
-	c->unread = tp->rcv_nxt - tp->copied_seq;
-	c->unread -= c->unread && is_flagged(sk, SOCK_DONE);
-	c->unsent = tp->write_seq - tp->snd_nxt;
-	c->unsent -= c->unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING);
+	c->unread = without_fin(tp->rcv_nxt - tp->copied_seq, is_flagged(sk, SOCK_DONE));
+	c->unsent = without_fin(tp->write_seq - tp->snd_nxt,
+				is_one_of(state, 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING));
 	c->accept_limit = 0;
 	c->drops = sk->sk_drops.counter;
 	/* In SYN_SENT it was only asked for. */
-	c->ecn = state != TCP_SYN_SENT && BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;
+	c->ecn = is_one_of(state, ~(1 << TCP_SYN_SENT)) & BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;
 	local_address(sk, c->local_address);
 	peer_address(sk, c->peer_address);
 	c->local_port = local_port(tp);
@@ -738,8 +751,8 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->detail = 0;
 	c->state_before = 0;
 	__builtin_memset(c->padding, 0, sizeof(c->padding));
-	if (!ops || bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name))
-		__builtin_memset(c->congestion, 0, sizeof(c->congestion));
+	/* Zeros where it cannot be read. */
+	bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name);
 	c->rtt.sum_us = 0;
 	if (state == TCP_LISTEN) {
 		c->accept_queue = sk->sk_ack_backlog;

@@ -202,7 +202,12 @@ fn scrapes_at_the_same_time_share_walks() {
     let first = agent.scrape().unwrap();
     let second = agent.scrape().unwrap();
     let of_one = runs(&second) - runs(&first);
-    assert!(of_one >= 10_000.0, "the walk's program runs once a socket: {of_one}");
+    // Servers may not have all of their ends yet.
+    let seen = sockets(&netns, &["state", "established"]).unwrap().len();
+    assert!(
+        seen >= 5000 && of_one >= seen as f64,
+        "the walk's program runs once a socket: {of_one} of {seen}"
+    );
     let barrier = Barrier::new(SCRAPES);
     thread::scope(|scope| {
         let scrapes: Vec<_> = (0..SCRAPES)

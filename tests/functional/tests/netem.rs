@@ -249,7 +249,7 @@ fn jitter_spreads_round_trips_and_reorders_nothing_that_goes_alone() {
     let (rtts, seen) = (rtts(&client), counts.round_trip_us.unwrap());
     let count: u64 = rtts.iter().map(|(_, count)| count).sum();
     assert!((REQUESTS / 2..=REQUESTS + 2).contains(&count), "{rtts:?}");
-    assert!(rtts.len() >= 2 && rtts[0].0 < 0.05, "{rtts:?}");
+    assert!(rtts.len() >= 2 && rtts[0].0 < 0.07, "{rtts:?}");
     let rtt = client.close().rtt.unwrap();
     let min = rtt.min_us.unwrap();
     assert!((30_000..=seen.min.ceil() as u64).contains(&min), "{rtt:?} {seen:?}");

@@ -49,7 +49,7 @@ impl Pair {
 fn is_exact() -> bool {
     let doctor = Tcptide::find().unwrap().run(["doctor", "-o", "json"]).unwrap().json().unwrap();
     let programs = doctor["programs"].as_array().unwrap().clone();
-    programs.iter().any(|program| program["program"] == "accepted" && program["status"] == "attached")
+    programs.iter().any(|program| program["name"] == "accepted" && program["status"] == "attached")
 }
 
 /// The distributions that an agent has of a pair.

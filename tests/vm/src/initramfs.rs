@@ -18,6 +18,8 @@ use crate::programs::Programs;
 
 /// Kernel modules that init.sh loads, and those that the kernel asks for when a story does.
 const MODULES: [&str; 5] = ["veth", "tun", "tcp_diag", "tcp_bbr", "sch_netem"];
+/// One that Debian's kernels have from this version on.
+const MPTCP_DIAG: (&str, (u64, u64)) = ("mptcp_diag", (5, 11));
 
 /// What init.sh and the stories call and busybox has not got, or not like this; and Debian's package of it.
 const TOOLS: [(&str, &str); 13] = [
@@ -73,6 +75,9 @@ pub(crate) fn modules(kernel: &Kernel, archive: &Path) -> Result<()> {
     let root = Root::new()?;
     let mut modprobe = Command::new(require("modprobe", "kmod")?);
     modprobe.arg("-d").arg(&kernel.root).args(["-S", &kernel.release, "--show-depends", "-a"]).args(MODULES);
+    if kernel.number() >= MPTCP_DIAG.1 {
+        modprobe.arg(MPTCP_DIAG.0);
+    }
     let own = format!("lib/modules/{}", kernel.release);
     // `insmod /path/of/a.ko` for each, those that others need first.
     for line in output(&mut modprobe)?.lines() {

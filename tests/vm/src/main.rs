@@ -34,6 +34,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use kernels::{SERIES, Series};
 use page::Page;
+use stories::Wanted;
 
 #[derive(Parser)]
 #[command(about = "Tells tcptide's stories in virtual machines with Debian's kernels", version)]
@@ -46,6 +47,10 @@ struct Args {
     /// Write docs/kernels.md anew; takes all kernels
     #[arg(long, conflicts_with = "kernels")]
     write: bool,
+    /// Every functional test on every kernel, which takes an hour: else those about what differs between kernels on each,
+    /// and of the others each on one
+    #[arg(long, conflicts_with = "only")]
+    all: bool,
     /// Only those stories whose row in the table has this in it
     #[arg(long, default_value = "", conflicts_with = "write")]
     only: String,
@@ -96,7 +101,8 @@ fn run(args: &Args) -> Result<bool> {
     let (programs, kernels) = (programs?, kernels?);
     let functional = stories::Functional::list(&programs)?;
 
-    let results = matrix::run(&kernels, &programs, &functional, &args.only)?;
+    let wanted = Wanted { all: args.all, only: &args.only };
+    let results = matrix::run(&kernels, &programs, &functional, wanted)?;
     let page = root.join("docs/kernels.md");
     let before = Page::read(&page);
     let report = report::Report { results: &results, left_out: &functional.left_out, before };

@@ -12,13 +12,13 @@ use tempfile::TempDir;
 use crate::kernels::Kernel;
 use crate::plan::{Cost, Line, Plan, Program, Story, Told};
 use crate::programs::Programs;
-use crate::stories::{Functional, plans};
+use crate::stories::{Functional, Wanted, plans};
 use crate::{initramfs, machine};
 
 /// Guests at a time. Each keeps two CPUs busy at times, and one most of the time.
 const AT_A_TIME: usize = 3;
 /// How long a guest may take.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// What all guests of one kernel told.
 pub(crate) struct Results {
@@ -74,11 +74,12 @@ pub(crate) fn run(
     kernels: &[Kernel],
     programs: &Programs,
     functional: &Functional,
-    only: &str,
+    wanted: Wanted<'_>,
 ) -> Result<Vec<Results>> {
     let archives = Archives::make(kernels, programs)?;
-    let guests = kernels.iter().enumerate().flat_map(|(kernel, known)| {
-        let plans = plans(known, functional, only).into_iter().enumerate();
+    let plans = plans(kernels, functional, wanted);
+    let guests = plans.into_iter().enumerate().flat_map(|(kernel, plans)| {
+        let plans = plans.into_iter().enumerate();
         plans.map(move |(number, plan)| Guest { kernel, number, plan })
     });
     let mut guests: Vec<_> = guests.collect();

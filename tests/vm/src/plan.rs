@@ -57,6 +57,8 @@ pub(crate) enum Story {
         /// Whether a task may be preempted in the middle of a program (Linux 7.0 and newer), which may cost a few.
         preemptible: bool,
     },
+    /// Each command with each filter: the verifier takes what that makes of the programs.
+    Commands,
     /// The kernel has not got what tcptide is built on.
     TooOld,
     /// Lockdown forbids what tcptide does.
@@ -74,6 +76,7 @@ impl fmt::Display for Story {
         match self {
             Self::Doctor => f.write_str("doctor: no program is refused"),
             Self::Functional { file, test } => write!(f, "{file}: {}", test.replace('_', " ")),
+            Self::Commands => f.write_str("commands: with whatever filters, no program is refused"),
             Self::Rps { .. } => {
                 f.write_str("rps: every connection is counted while packets interrupt programs")
             }

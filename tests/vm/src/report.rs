@@ -35,8 +35,9 @@ impl Report<'_> {
              Instructions of the CPU that a run takes, and runs for a connection with one request and its answer, both ends on \
              the host. The kernel's measuring of run times is in them: `lifecycle_nested` finds all done, and takes hardly \
              anything else.\n\n{}\n## Stories\n\n\
-             The functional tests (`tests/functional/tests`) and what is told of virtual machines alone; `-`: nothing to tell \
-             on this kernel.\n\n{}\n## Left out\n\n\
+             What is told of virtual machines alone, and the functional tests (`tests/functional/tests`): those about what \
+             differs between kernels on each, of the others each on one, and none of those that are about what tcptide makes \
+             of what the kernel told. `make test-vm ARGS=--all` tells all of them on each kernel. `-`: not told there.\n\n{}\n## Left out\n\n\
              Functional tests that are not told in a virtual machine.\n\n{}",
             self.kernels(),
             self.programs(None),

@@ -290,9 +290,10 @@ impl Told {
             let counted = self.end.counted(&self.scrape, "tcptide_zero_windows_total", &[("of", of)]);
             assert_eq!(counted as u64, sum, "{of} {:?}", self.zero_windows);
         }
-        // Where a connection is broken off, the time still runs, and the two monitors look one after the other.
+        // The two monitors look one after the other, each time that a state or a window changes; where a connection is
+        // broken off, the time still runs meanwhile.
         let broken_off = self.closed.reasons().iter().any(|&reason| reason != "normal");
-        let apart = if broken_off { 50_000.0 } else { 1000.0 };
+        let apart = if broken_off { 50_000.0 } else { 20_000.0 };
         let seconds = |name, label, value, us: u64| {
             let seconds = self.end.counted(&self.scrape, name, &[(label, value)]);
             assert!((seconds * 1e6 - us as f64).abs() < apart, "{name} {value}: {seconds} s, {us} us");

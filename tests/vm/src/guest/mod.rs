@@ -1,6 +1,7 @@
 //! Inside a guest: tells the stories of its plan and sends how each went. Started by `init.sh`.
 
 mod cgroup_v1;
+mod commands;
 mod cost;
 mod doctor;
 mod refused;
@@ -52,6 +53,7 @@ fn tell(story: &Story, boot: Boot, results: &mut Results) -> Result<String> {
         Story::Doctor => doctor::tell(boot, results),
         Story::Functional { file, test } => tests::tell(file, test),
         Story::Rps { preemptible } => rps::tell(*preemptible),
+        Story::Commands => commands::tell(),
         Story::TooOld => refused::too_old(),
         Story::Lockdown => refused::lockdown(),
         Story::NoBtf => refused::no_btf(),

@@ -9,7 +9,7 @@ use functional::process::Reading;
 
 /// How long a test may take: several times what the longest takes in a guest.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How many of a failed test's lines are kept, and how long each may be.
+/// How many of a failed test's lines are kept, from its panic on, and how long each may be.
 const LINES: usize = 25;
 const WIDTH: usize = 1000;
 
@@ -32,7 +32,8 @@ fn run(file: &str, test: &str) -> Result<()> {
         return Ok(());
     }
     let said: Vec<_> = ended.stdout.iter().chain(&ended.stderr).filter(|line| !line.is_empty()).collect();
-    let last = said[said.len().saturating_sub(LINES)..].iter();
-    let last: Vec<String> = last.map(|line| line.chars().take(WIDTH).collect()).collect();
-    bail!("{}\n{}", ended.status, last.join("\n"))
+    let panic = said.iter().position(|line| line.contains("panicked at")).unwrap_or(0);
+    let first = said[panic..].iter().take(LINES);
+    let first: Vec<String> = first.map(|line| line.chars().take(WIDTH).collect()).collect();
+    bail!("{}\n{}", ended.status, first.join("\n"))
 }
