@@ -16,7 +16,7 @@ const AT_MOST: usize = 30;
 
 /// Files of functional tests about what differs between kernels: told on each. The stories of the others go round, each
 /// on one kernel, unless all are asked for.
-const ON_EACH: &[&str] = &["rtt", "variants"];
+const ON_EACH: &[&str] = &["effort", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
 const NOT_ROUND: &[&str] = &["agent", "bad_places", "explain", "filters"];
 

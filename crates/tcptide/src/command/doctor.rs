@@ -48,6 +48,9 @@ struct Program {
     /// What the verifier looked at while loading.
     #[serde(skip_serializing_if = "Option::is_none")]
     instructions: Option<u32>,
+    /// What the kernel's compiler made of it: `bpf_prog_info.jited_prog_len`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine_code_bytes: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -144,6 +147,7 @@ fn program(stats: probe::ProgramStats) -> Program {
         required: stats.program.required,
         feeds: stats.program.feeds,
         instructions: stats.run.map(|run| run.verified_instructions).filter(|n| *n > 0),
+        machine_code_bytes: stats.run.map(|run| run.machine_code_bytes).filter(|n| *n > 0),
     }
 }
 

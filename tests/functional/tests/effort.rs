@@ -1,0 +1,53 @@
+//! How much the verifier has to look at, and how long programs are: both grow unnoticed, and are paid at every start. A bound
+//! that is to be higher is changed in the commit that needs it, with the reason in its message.
+
+#![allow(clippy::unwrap_used)]
+
+use functional::tcptide::Tcptide;
+
+/// By program: instructions that the verifier looks at, on any kernel of the matrix, and bytes of machine code, which the
+/// kernel's defences against speculation make longer.
+const BOUNDS: &[(&str, u64, u64)] = &[
+    ("lifecycle", 17_000, 21_000),
+    ("lifecycle_nested", 17_000, 21_000),
+    ("rtt", 10_500, 12_500),
+    ("retransmit", 11_000, 8_500),
+    ("retransmit_synack", 250, 1_000),
+    ("reset_sent", 10_500, 9_000),
+    ("reset_received", 8_500, 8_500),
+    ("drop", 7_500, 9_500),
+    ("congestion", 450, 1_200),
+    ("accepted", 320, 1_500),
+    ("overflow_syn", 160, 1_000),
+    ("overflow_ack", 140, 1_000),
+    ("overflow_ack6", 140, 1_000),
+    ("collapsed", 120, 1_000),
+    ("used", 450, 2_500),
+    ("cgroup_made", 60, 350),
+    ("cgroup_removed", 60, 350),
+    ("adopt_files", 600, 4_000),
+    ("adopt_namespace", 450, 3_400),
+    ("walk", 24_000, 16_500),
+];
+
+#[test]
+fn no_program_is_longer_than_it_was() {
+    let doctor = Tcptide::find().unwrap().run(["doctor", "-o", "json"]).unwrap().success().unwrap();
+    let doctor = doctor.json().unwrap();
+    let mut seen = 0;
+    for program in doctor["programs"].as_array().unwrap() {
+        let (Some(instructions), Some(bytes)) =
+            (program["instructions"].as_u64(), program["machine_code_bytes"].as_u64())
+        else {
+            assert_ne!(program["status"], "attached", "{program}");
+            continue;
+        };
+        seen += 1;
+        let name = program["name"].as_str().unwrap();
+        let bound = BOUNDS.iter().find(|bound| bound.0 == name);
+        let &(_, most, longest) =
+            bound.unwrap_or_else(|| panic!("no bound for {name}: {instructions}, {bytes} bytes"));
+        assert!(instructions <= most && bytes <= longest, "{name}: {instructions}, {bytes} bytes");
+    }
+    assert!(seen > 10, "{doctor}");
+}
