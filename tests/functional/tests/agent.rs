@@ -127,7 +127,7 @@ fn counters_are_the_workloads_own_and_the_kernels() {
     let before = [&ends.near, &ends.far].map(|netns| NetCounters::of(netns).unwrap());
     let (server, to) = ends.serve();
     let churn =
-        ["churn", "--to", &to, "--rate", "100", "--seconds", "20", "--count", "200", "--bytes", "9000"];
+        ["churn", "--to", &to, "--rate", "100", "--seconds", "100", "--count", "200", "--bytes", "9000"];
     let client: Counts =
         ends.run(&[&churn as &[&str], &["--timeout", "20"]].concat()).wait(SOON * 6).unwrap();
     assert_eq!((client.closed, client.failures()), (200, 0), "{client:?}");

@@ -158,10 +158,21 @@ fn counted(told: &Told, kind: &str) -> u64 {
     told.end.counted(&told.scrape, "tcptide_retransmitted_segments_total", &[("kind", kind)]) as u64
 }
 
+/// RSTs sent for no socket in an end's namespace.
+fn strays(told: &Told) -> u64 {
+    let container = told.end.cgroup.path().to_str().unwrap();
+    let of = |state| {
+        let labels = [("container", container), ("direction", "sent"), ("state", state)];
+        told.scrape.sum("tcptide_resets_by_state_total", &labels).unwrap_or(0.0) as u64
+    };
+    of("none") + of("time_wait")
+}
+
 /// The signals of something wrong that rose at an end.
 fn risen(told: &Told) -> BTreeMap<&'static str, u64> {
     let Connection { path, retransmits, zero_windows, .. } = told.close();
-    let resets = told.end.counted(&told.scrape, "tcptide_resets_total", &[]) as u64;
+    // Those of its connections: what comes when they are gone is answered with more, for no socket.
+    let resets = told.end.counted(&told.scrape, "tcptide_resets_total", &[]) as u64 - strays(told);
     let all = [
         ("lost", path.lost),
         ("duplicates", path.duplicates),
