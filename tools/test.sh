@@ -83,7 +83,7 @@ stories() {
     [[ -n $failed && $(wc -l <<<"$failed") -le $most_again ]] || return 1
     while read -r file story; do
         printf '\n== again: %s in %s.rs\n' "$story" "$file"
-        cargo test --locked -p functional --test "$file" -- --exact "$story" || return 1
+        cargo test --locked -p functional --test "$file" -- --exact "$story" </dev/null || return 1
         second_try+=("$story in $file.rs")
     done <<<"$failed"
 }

@@ -47,7 +47,7 @@ struct Args {
     /// Write docs/kernels.md anew; takes all kernels
     #[arg(long, conflicts_with = "kernels")]
     write: bool,
-    /// Every functional test on every kernel, which takes an hour: else those about what differs between kernels on each,
+    /// Every functional test on every kernel, which takes several times as long: else those about what differs between kernels on each,
     /// and of the others each on one
     #[arg(long, conflicts_with = "only")]
     all: bool,
