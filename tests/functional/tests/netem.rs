@@ -214,18 +214,6 @@ fn us(ms: Option<f64>) -> u64 {
     (ms.unwrap() * 1e3).round() as u64
 }
 
-/// How many round-trip times fell into each bucket, by its upper bound in seconds.
-fn rtts(told: &Told) -> Vec<(f64, u64)> {
-    let labels = [("container", told.end.cgroup.path().to_str().unwrap())];
-    let mut below = 0;
-    let buckets = told.scrape.select("tcptide_rtt_seconds_bucket", &labels).map(|bucket| {
-        let up_to = bucket.value as u64;
-        let count = up_to - std::mem::replace(&mut below, up_to);
-        (bucket.label("le").parse().unwrap_or(f64::INFINITY), count)
-    });
-    buckets.filter(|&(_, count)| count > 0).collect()
-}
-
 #[test]
 #[ignore = "needs netem: make test-vm runs it"]
 fn a_delay_is_in_every_round_trip_and_nothing_else_rises() {
@@ -234,7 +222,7 @@ fn a_delay_is_in_every_round_trip_and_nothing_else_rises() {
     let rtt = close.rtt.unwrap();
     assert!(rtt.min_us.unwrap() >= 40_000 && close.connect_us.unwrap() >= 40_000, "{close:?}");
     assert!(rtt.min_us.unwrap() <= us(seen.min_rtt_ms()), "{rtt:?} {seen:?}");
-    let rtts = rtts(&carried.client);
+    let rtts = carried.client.rtts();
     assert!(!rtts.is_empty() && rtts.iter().all(|&(up_to, _)| up_to > 0.04), "{rtts:?}");
     only(&carried.client, &[]);
     only(&carried.server, &[]);
@@ -246,18 +234,13 @@ fn a_delay_is_in_every_round_trip_and_nothing_else_rises() {
 fn jitter_spreads_round_trips_and_reorders_nothing_that_goes_alone() {
     const REQUESTS: u64 = 40;
     let ends = ends(101, "delay 25ms 10ms", "delay 25ms 10ms");
-    let server = ends.serve(&[]);
-    let client = ends.start("pingpong", &["--count", &REQUESTS.to_string(), "--bytes", "200"]);
-    let counts = client.wait(SOON).unwrap();
-    assert_eq!((counts.requests, counts.failures()), (REQUESTS, 0));
-    let [client, to] = ends.end();
-    server.finish().unwrap();
+    let (counts, [client, to]) = ends.ask(REQUESTS);
     for told in [&client, &to] {
         agrees(told);
         only(told, &[]);
     }
     // From 30 ms to 70 ms, and one for each request and the handshake.
-    let (rtts, seen) = (rtts(&client), counts.round_trip_us.unwrap());
+    let (rtts, seen) = (client.rtts(), counts.round_trip_us.unwrap());
     let count: u64 = rtts.iter().map(|(_, count)| count).sum();
     assert!((REQUESTS / 2..=REQUESTS + 2).contains(&count), "{rtts:?}");
     assert!(rtts.len() >= 2 && rtts[0].0 < 0.07, "{rtts:?}");

@@ -164,23 +164,16 @@ fn jitter_spreads_round_trips_and_nothing_else_rises() {
     const REQUESTS: u64 = 40;
     let unsteady = Impairment { jitter: Duration::from_millis(20), ..of_ms(10) };
     let ends = Ends::new(82, unsteady, unsteady, |_, _| {});
-    let server = ends.serve(&[]);
-    let client = ends.start("pingpong", &["--count", &REQUESTS.to_string(), "--bytes", "200"]);
-    let counts = client.wait(SOON).unwrap();
-    assert_eq!((counts.requests, counts.failures()), (REQUESTS, 0));
-    let [client, to] = ends.end();
-    server.finish().unwrap();
+    let (counts, [client, to]) = ends.ask(REQUESTS);
     client.is_sound();
     to.is_sound();
     // One for each request, and for the handshake.
     let count = client.end.counted(&client.scrape, "tcptide_rtt_seconds_count", &[]) as u64;
     assert!((REQUESTS / 2..=REQUESTS + 2).contains(&count), "{count}");
     // From 20 ms to 60 ms.
-    let owner = [("container", client.end.cgroup.path().to_str().unwrap())];
-    let below = |bound: f64| {
-        let buckets = client.scrape.select("tcptide_rtt_seconds_bucket", &owner);
-        let inside = buckets.filter(|bucket| bucket.label("le").parse::<f64>().unwrap() <= bound);
-        inside.map(|bucket| bucket.value as u64).max().unwrap_or(0)
+    let rtts = client.rtts();
+    let below = |bound: f64| -> u64 {
+        rtts.iter().filter(|&&(up_to, _)| up_to <= bound).map(|&(_, count)| count).sum()
     };
     assert!(below(0.0157) == 0 && below(0.04) > 0 && below(0.04) < count, "{} {count}", below(0.04));
     let (rtt, seen) = (client.close().rtt.unwrap(), counts.round_trip_us.unwrap());

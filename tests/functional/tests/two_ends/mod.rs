@@ -169,6 +169,17 @@ impl<P: Between> Ends<P> {
         Speaker(self.start("speak", &[&["--timeout", "300"], options].concat()))
     }
 
+    /// Asks so many times, each once the last answer is there, and ends all.
+    pub(crate) fn ask(self, requests: u64) -> (Counts, [Told; 2]) {
+        let server = self.serve(&[]);
+        let client = self.start("pingpong", &["--count", &requests.to_string(), "--bytes", "200"]);
+        let counts = client.wait(SOON).unwrap();
+        assert_eq!((counts.requests, counts.failures()), (requests, 0));
+        let both = self.end();
+        server.finish().unwrap();
+        (counts, both)
+    }
+
     /// Waits until the client has so many bytes acknowledged, and returns what `ss` says of it.
     pub(crate) fn acknowledged(&self, bytes: u64) -> Socket {
         wait_until("all to be acknowledged", SOON * 3, || {
@@ -244,6 +255,18 @@ impl Told {
     /// Over all connections.
     pub(crate) fn sum(&self, of: impl Fn(&Connection) -> u64) -> u64 {
         self.closed.0.iter().map(of).sum()
+    }
+
+    /// How many round-trip times fell into each bucket, by its upper bound in seconds.
+    pub(crate) fn rtts(&self) -> Vec<(f64, u64)> {
+        let labels = [("container", self.end.cgroup.path().to_str().unwrap())];
+        let mut below = 0;
+        let buckets = self.scrape.select("tcptide_rtt_seconds_bucket", &labels).map(|bucket| {
+            let up_to = bucket.value as u64;
+            let count = up_to - std::mem::replace(&mut below, up_to);
+            (bucket.label("le").parse().unwrap_or(f64::INFINITY), count)
+        });
+        buckets.filter(|&(_, count)| count > 0).collect()
     }
 
     /// Nothing was lost, doubled or overtaken, and no window was closed.
