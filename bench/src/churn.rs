@@ -27,8 +27,6 @@ use crate::{
     figures::Report,
 };
 
-/// More rounds than these would take too long.
-pub(crate) const MOST_ROUNDS: u64 = 3;
 /// How long connections are made in one go.
 const SECONDS: u64 = 4;
 /// Clients, each with a server address of its own: the ports of closed connections are not free for a minute.

@@ -38,6 +38,29 @@ impl Machine {
             bytes_of_binary: fs::metadata(tcptide.path())?.len(),
         })
     }
+
+    /// For tests.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            at: Timestamp::UNIX_EPOCH,
+            kernel: String::new(),
+            cpu: String::new(),
+            cpus: 1,
+            memory_mib: 1,
+            load: String::new(),
+            tcptide: String::new(),
+            bytes_of_binary: 1,
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, kernel, cpu, cpus, memory_mib, load, tcptide, bytes_of_binary } = self;
+        writeln!(f, "{tcptide} ({:.1} MiB), {at}", *bytes_of_binary as f64 / f64::from(1 << 20))?;
+        writeln!(f, "Linux {kernel}, {cpus} x {cpu}, {memory_mib} MiB, load {load} at the start")
+    }
 }
 
 /// What a figure must not exceed.
@@ -133,9 +156,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { at, kernel, cpu, cpus, memory_mib, load, tcptide, bytes_of_binary } = &self.machine;
-        writeln!(f, "{tcptide} ({:.1} MiB), {at}", *bytes_of_binary as f64 / f64::from(1 << 20))?;
-        writeln!(f, "Linux {kernel}, {cpus} x {cpu}, {memory_mib} MiB, load {load} at the start\n")?;
+        writeln!(f, "{}", self.machine)?;
         let width = self.figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0);
         writeln!(f, "{:width$} {:>9} {:>9} {:>9} {:>3}  unit", "", "median", "min", "max", "n")?;
         for figure in &self.figures {
@@ -165,7 +186,7 @@ impl fmt::Display for Report {
 }
 
 /// Three digits that matter, or all of a large number.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         small if small < 10.0 => format!("{value:.2}"),
@@ -200,17 +221,7 @@ mod tests {
 
     #[test]
     fn errors_that_even_out_are_errors() {
-        let machine = Machine {
-            at: Timestamp::UNIX_EPOCH,
-            kernel: String::new(),
-            cpu: String::new(),
-            cpus: 1,
-            memory_mib: 1,
-            load: String::new(),
-            tcptide: String::new(),
-            bytes_of_binary: 1,
-        };
-        let mut report = Report::new(machine);
+        let mut report = Report::new(Machine::nowhere());
         report.check("sockets", 1, 1);
         assert!(report.is_good());
         report.check("sockets", 2, 1);

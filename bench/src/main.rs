@@ -1,21 +1,22 @@
-//! What tcptide costs: with many live connections ([`scale`]) and with many short ones ([`churn`]).
-//!
-//! Everything happens in network namespaces and cgroups of its own, takes about three minutes, and ends by itself.
-//! The binary is the one that the environment variable `TCPTIDE` names, else the one beside this program.
+//! What tcptide costs: `overhead` compares the same work with and without being watched, `scale` has many connections live,
+//! `churn` makes many short ones.
 
 mod accounting;
 mod churn;
 mod command;
 mod crowd;
 mod figures;
+mod overhead;
+mod pin;
 mod scale;
 mod witnesses;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use functional::{require_root, serial, tcptide::Tcptide};
+use serde::Serialize;
 
 use crate::{
     crowd::Crowd,
@@ -23,10 +24,29 @@ use crate::{
 };
 
 #[derive(Parser)]
-#[command(about = "What tcptide costs with many connections, and with many short ones", version)]
-struct Args {
+#[command(about = "What tcptide costs", version)]
+struct Cli {
+    #[command(subcommand)]
+    part: Part,
+    /// One JSON object instead of the table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// The same work, watched by nobody, by empty programs, by tcptide and by other tools in turn.
+    Overhead(overhead::Options),
+    /// Many live connections: starts, commands, walks and scrapes, beside ss.
+    Scale(Scale),
+    /// Many short connections, with trace and with the agent.
+    Churn(Churn),
+}
+
+#[derive(Args)]
+struct Scale {
     /// Live connections; each is two sockets on this host.
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     connections: u64,
     /// Cgroups that own them: one half the clients', the other the servers'.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(2..))]
@@ -37,16 +57,20 @@ struct Args {
     /// How often everything is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
-    /// Short connections per second; none leaves that part out.
-    #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = [5_000, 10_000])]
+}
+
+#[derive(Args)]
+struct Churn {
+    /// Connections per second.
+    #[arg(long, value_delimiter = ',', num_args = 1.., default_values_t = [5_000, 10_000])]
     rates: Vec<u64>,
-    /// One JSON object instead of the table.
-    #[arg(long)]
-    json: bool,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    repeat: u64,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -57,38 +81,58 @@ fn main() -> ExitCode {
 }
 
 /// Measures, prints, and returns whether every count was right and every limit was kept.
-fn run(args: &Args) -> Result<bool> {
+fn run(cli: &Cli) -> Result<bool> {
     require_root()?;
     let tcptide = Tcptide::find()?;
     let _alone = serial("bench")?;
-    let mut report = Report::new(Machine::look(&tcptide)?);
+    let machine = Machine::look(&tcptide)?;
+    match &cli.part {
+        Part::Overhead(options) => {
+            let comparison = overhead::compare(options, &tcptide, machine)?;
+            print(&comparison, cli.json)?;
+            Ok(true)
+        }
+        Part::Scale(options) => {
+            let mut report = Report::new(machine);
+            scale(&mut report, options, &tcptide)?;
+            print(&report, cli.json)?;
+            Ok(report.is_good())
+        }
+        Part::Churn(options) => {
+            let mut report = Report::new(machine);
+            for round in 1..=options.repeat {
+                for &rate in &options.rates {
+                    eprintln!("bench: {rate} connections per second, round {round}");
+                    churn::round(&mut report, &tcptide, rate)?;
+                }
+            }
+            print(&report, cli.json)?;
+            Ok(report.is_good())
+        }
+    }
+}
 
+fn scale(report: &mut Report, options: &Scale, tcptide: &Tcptide) -> Result<()> {
     eprintln!("bench: an empty host");
-    scale::starts(&mut report, &tcptide, args.repeat)?;
-    if args.connections > 0 {
-        eprintln!("bench: opening {} connections", args.connections);
-        let crowd = Crowd::open(args.connections, args.cgroups, args.namespaces)?;
-        for round in 1..=args.repeat {
-            eprintln!("bench: round {round} of {}", args.repeat);
-            scale::round(&mut report, &tcptide, &crowd)?;
-        }
-        // It looks through the files of all processes for each namespace: once is enough.
-        scale::ss(&mut report, &crowd, "-tinp")?;
-        eprintln!("bench: comparing with ss");
-        witnesses::compare(&mut report, &tcptide, &crowd)?;
-        crowd.close()?;
+    scale::starts(report, tcptide, options.repeat)?;
+    eprintln!("bench: opening {} connections", options.connections);
+    let crowd = Crowd::open(options.connections, options.cgroups, options.namespaces)?;
+    for round in 1..=options.repeat {
+        eprintln!("bench: round {round} of {}", options.repeat);
+        scale::round(report, tcptide, &crowd)?;
     }
-    for round in 1..=args.repeat.min(churn::MOST_ROUNDS) {
-        for &rate in &args.rates {
-            eprintln!("bench: {rate} connections per second, round {round}");
-            churn::round(&mut report, &tcptide, rate)?;
-        }
-    }
+    // It looks through the files of all processes for each namespace: once is enough.
+    scale::ss(report, &crowd, "-tinp")?;
+    eprintln!("bench: comparing with ss");
+    witnesses::compare(report, tcptide, &crowd)?;
+    crowd.close()
+}
 
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+fn print(result: &(impl Serialize + std::fmt::Display), json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(result)?);
     } else {
-        print!("{report}");
+        print!("{result}");
     }
-    Ok(report.is_good())
+    Ok(())
 }

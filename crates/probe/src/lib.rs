@@ -23,6 +23,7 @@
 #![allow(unsafe_code)]
 
 mod error;
+mod floor;
 mod kernel;
 mod monitor;
 mod namespaces;
@@ -34,6 +35,7 @@ mod start;
 mod stats;
 
 pub use error::{Capability, Error};
+pub use floor::Floor;
 pub use kernel::{Kernel, check_privileges};
 pub use monitor::{CgroupEvent, Monitor, NamespaceOwner, Walk};
 pub use namespaces::{in_network_namespaces, network_namespaces};

@@ -1,4 +1,5 @@
-//! What libbpf-cargo generates of `bpf/tcp.bpf.c`: the object, its maps and constants.
+//! What libbpf-cargo generates of `bpf/tcp.bpf.c` and, in [`floor`], of `bpf/floor.bpf.c`: the objects, their maps and
+//! constants.
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::unwrap_used,
@@ -10,6 +11,10 @@
 )]
 
 include!(concat!(env!("OUT_DIR"), "/tcp.skel.rs"));
+
+pub(crate) mod floor {
+    include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
+}
 
 // The Rust records are made from the same header by the model crate: hold both to the same layout.
 macro_rules! same_layout {

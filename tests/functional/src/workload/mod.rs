@@ -48,6 +48,8 @@ pub struct Counts {
     pub requests: u64,
     /// From start to end, in seconds.
     pub seconds: f64,
+    /// CPU time of the program `workload` between its start and its end, in seconds; 0 of a story's own threads.
+    pub cpu_seconds: f64,
     /// Duration of `connect`, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_us: Option<Quantiles>,
@@ -74,6 +76,7 @@ impl Counts {
         self.bytes_received += other.bytes_received;
         self.requests += other.requests;
         self.seconds = self.seconds.max(other.seconds);
+        self.cpu_seconds += other.cpu_seconds;
         self.connect_us = Quantiles::worst(self.connect_us, other.connect_us);
         self.round_trip_us = Quantiles::worst(self.round_trip_us, other.round_trip_us);
     }

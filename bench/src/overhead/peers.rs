@@ -1,0 +1,154 @@
+//! The tools that people would use instead.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use functional::process::{Lines, require, shown, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::subject::Subject;
+
+/// How long a tool may take until it watches, and until it has ended.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// From its programs being loaded to their being attached.
+const ATTACHED: Duration = Duration::from_millis(500);
+
+/// Round-trip times as tcp_probe shows them, by process name of whoever happens to run: it cannot know better.
+const RTT: &str = "tracepoint:tcp:tcp_probe { @srtt_us = hist(args->srtt); }";
+const LIFE: &str = "tracepoint:sock:inet_sock_set_state { \
+     if (args->protocol == 6 && args->newstate == 2) { @born[args->skaddr] = nsecs; } \
+     if (args->protocol == 6 && args->newstate == 1 && args->oldstate == 3) { @born[args->skaddr] = nsecs; } \
+     if (args->protocol == 6 && args->newstate == 7 && @born[args->skaddr]) { \
+     @life_us = hist((nsecs - @born[args->skaddr]) / 1000); delete(@born[args->skaddr]); } }";
+
+/// How one knows that a tool watches.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sign {
+    /// A line on stderr has this in it.
+    Says(&'static str),
+    /// It has loaded BPF programs.
+    Programs,
+    /// It runs.
+    Runs,
+}
+
+/// A program and its Debian package, or how else to get it.
+fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
+    match subject {
+        Subject::Tcplife => Some(("tcplife", "libbpf-tools")),
+        Subject::Tcpstates => Some(("tcpstates", "libbpf-tools")),
+        Subject::BpftraceRtt | Subject::BpftraceLife => Some(("bpftrace", "bpftrace")),
+        Subject::Ss => Some(("ss", "iproute2")),
+        Subject::Rezolus => Some(("rezolus", "cargo: `cargo install rezolus`")),
+        _ => None,
+    }
+}
+
+/// What is missing for a subject on this machine.
+pub(crate) fn missing(subject: Subject) -> Option<String> {
+    let (program, package) = needs(subject)?;
+    require(program, package).err().map(|error| format!("{error:#}"))
+}
+
+/// How a tool is started. Those that look for tracepoints in tracefs get one, in a mount namespace of their own.
+pub(crate) fn command(subject: Subject) -> Result<(Command, Sign)> {
+    let Some((program, package)) = needs(subject) else { bail!("{subject:?} is no other tool") };
+    let path = require(program, package)?;
+    let with_tracefs = |path: PathBuf, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        let script = "mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; \
+                      mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug; exec \"$0\" \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(path).args(args);
+        command
+    };
+    Ok(match subject {
+        Subject::BpftraceRtt => (with_tracefs(path, &["-e", RTT]), Sign::Programs),
+        Subject::BpftraceLife => (with_tracefs(path, &["-e", LIFE]), Sign::Programs),
+        Subject::Ss => {
+            let mut command = Command::new("sh");
+            let script =
+                "while sleep 1; do for n in /run/netns/*; do nsenter --net=$n \"$0\" -tinH; done; done";
+            command.args(["-c", script]).arg(path);
+            (command, Sign::Runs)
+        }
+        Subject::Rezolus => bail!("no configuration for rezolus yet"),
+        _ => (with_tracefs(path, &[]), Sign::Programs),
+    })
+}
+
+/// A tool at work, whose output nobody reads. Killed on `Drop`.
+pub(crate) struct Peer {
+    child: Child,
+    line: String,
+    stderr: Lines,
+}
+
+impl Peer {
+    /// Starts it, and waits for the sign.
+    pub(crate) fn start(mut command: Command, sign: Sign) -> Result<Self> {
+        let line = shown(&command);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting `{line}`"))?;
+        let (stderr, _) = Lines::collect(child.stderr.take().context("the child has no stderr")?);
+        let mut peer = Self { child, line, stderr };
+        match sign {
+            Sign::Says(sign) => {
+                peer.stderr.wait_for(sign, PATIENCE, |said| said.contains(sign))?;
+            }
+            Sign::Programs => {
+                let what = format!("the BPF programs of `{}`", peer.line);
+                wait_until(&what, PATIENCE, || {
+                    if let Some(status) = peer.child.try_wait()? {
+                        bail!("`{}`: {status}: {}", peer.line, peer.stderr.all().join("\n"));
+                    }
+                    Ok(has_programs(peer.pid()).then_some(()))
+                })?;
+                thread::sleep(ATTACHED);
+            }
+            Sign::Runs => {}
+        }
+        Ok(peer)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Does what Ctrl-C does, and waits.
+    pub(crate) fn end(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::INT)
+            .with_context(|| format!("interrupting `{}`", self.line))?;
+        let Self { child, line, .. } = &mut self;
+        if wait_until(line, PATIENCE, || Ok(child.try_wait()?)).is_err() {
+            kill_process(Pid::from_child(child), Signal::TERM).context("ending it")?;
+            wait_until(line, PATIENCE, || Ok(child.try_wait()?))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Whether a process holds BPF programs.
+fn has_programs(pid: u32) -> bool {
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+    targets.into_iter().any(|target| target.to_string_lossy().contains("bpf-prog"))
+}

@@ -1,0 +1,133 @@
+//! What is compared: nothing, the floor, tcptide in its modes, and other tools.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use functional::tcptide::{Agent, Tcptide};
+use probe::Floor;
+
+use crate::pin;
+
+use super::{
+    peers::{self, Peer, Sign},
+    scraper::Scraper,
+};
+
+/// Somebody who may watch the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// Nobody: what all others are compared with.
+    Nothing,
+    /// An empty program on each hook that tcptide takes.
+    Floor,
+    /// The agent, which nobody scrapes.
+    AgentIdle,
+    /// The agent, scraped every 5 s.
+    Agent,
+    /// The agent, scraped each second.
+    AgentEachSecond,
+    /// The agent with everything on, scraped each second.
+    AgentAll,
+    /// `tcptide trace -o json`.
+    Trace,
+    /// bcc's tcplife (libbpf-tools).
+    Tcplife,
+    /// bcc's tcpstates (libbpf-tools).
+    Tcpstates,
+    /// bpftrace: a histogram of round-trip times.
+    BpftraceRtt,
+    /// bpftrace: a histogram of lifetimes.
+    BpftraceLife,
+    /// `ss -tin` once a second.
+    Ss,
+    /// Rezolus.
+    Rezolus,
+}
+
+impl Subject {
+    /// As the table calls it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Floor => "empty programs",
+            Self::AgentIdle => "agent, not scraped",
+            Self::Agent => "agent, every 5 s",
+            Self::AgentEachSecond => "agent, each second",
+            Self::AgentAll => "agent, all on, each second",
+            Self::Trace => "trace -o json",
+            Self::Tcplife => "tcplife",
+            Self::Tcpstates => "tcpstates",
+            Self::BpftraceRtt => "bpftrace, round trips",
+            Self::BpftraceLife => "bpftrace, lifetimes",
+            Self::Ss => "ss -tin each second",
+            Self::Rezolus => "rezolus",
+        }
+    }
+
+    /// What is missing for it on this machine.
+    pub(crate) fn missing(self) -> Option<String> {
+        peers::missing(self)
+    }
+}
+
+/// A subject at work; gone with this.
+pub(crate) enum Attached {
+    Nothing,
+    Floor { _programs: Floor },
+    // Dropped in this order.
+    Agent { scraper: Option<Scraper>, agent: Agent },
+    Peer(Peer),
+}
+
+impl Attached {
+    /// Starts it on that CPU, and waits until it watches.
+    pub(crate) fn start(subject: Subject, tcptide: &Tcptide, cpu: usize) -> Result<Self> {
+        let agent = |args: &[&str], seconds: Option<u64>| -> Result<Self> {
+            let agent = pin::on(cpu, || tcptide.agent(args))?;
+            let scraper =
+                seconds.map(|seconds| Scraper::start(agent.address(), Duration::from_secs(seconds)));
+            Ok(Self::Agent { scraper, agent })
+        };
+        match subject {
+            Subject::Nothing => Ok(Self::Nothing),
+            Subject::Floor => Ok(Self::Floor { _programs: Floor::attach(false)? }),
+            Subject::AgentIdle => agent(&[], None),
+            Subject::Agent => agent(&[], Some(5)),
+            Subject::AgentEachSecond => agent(&[], Some(1)),
+            Subject::AgentAll => agent(&["--read-delay", "--reconcile"], Some(1)),
+            Subject::Trace => {
+                let trace = tcptide.command(["trace", "-o", "json"]);
+                pin::on(cpu, || Peer::start(trace, Sign::Says("tcptide: attached"))).map(Self::Peer)
+            }
+            peer => {
+                let (command, sign): (Command, Sign) = peers::command(peer)?;
+                pin::on(cpu, || Peer::start(command, sign)).map(Self::Peer)
+            }
+        }
+    }
+
+    /// Its process, if it is one.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Nothing | Self::Floor { .. } => None,
+            Self::Agent { agent, .. } => Some(agent.pid()),
+            Self::Peer(peer) => Some(peer.pid()),
+        }
+    }
+
+    /// Ends it in order.
+    pub(crate) fn end(self) -> Result<()> {
+        match self {
+            Self::Nothing | Self::Floor { .. } => Ok(()),
+            Self::Agent { scraper, agent } => {
+                let scrapes = scraper.map(Scraper::end).transpose()?;
+                if scrapes == Some(0) {
+                    bail!("the agent was never scraped");
+                }
+                agent.stop()?.success().map(drop)
+            }
+            Self::Peer(peer) => peer.end(),
+        }
+    }
+}
