@@ -140,7 +140,7 @@ fn watched(
     args: &[&str],
 ) -> Result<()> {
     let name = format!("{rate}/s with {who}");
-    let agent = tcptide.agent(args)?;
+    let agent = tcptide.agent([args, &["--program-stats", "always"]].concat())?;
     let before = cpu_of(agent.pid())?;
     let went = site.go(rate)?;
     let cpu = cpu_of(agent.pid())?.saturating_sub(before);

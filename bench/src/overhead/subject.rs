@@ -1,6 +1,6 @@
 //! What is compared: nothing, the floor, tcptide in its modes, and other tools.
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, thread, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -13,6 +13,9 @@ use super::{
     peers::{self, Peer, Sign},
     scraper::Scraper,
 };
+
+/// After this an agent that has seen nothing nest has its second program stand by, as it has for most of its life.
+const SETTLED: Duration = Duration::from_millis(2500);
 
 /// Somebody who may watch the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -85,6 +88,7 @@ impl Attached {
     pub(crate) fn start(subject: Subject, tcptide: &Tcptide, cpu: usize) -> Result<Self> {
         let agent = |args: &[&str], seconds: Option<u64>| -> Result<Self> {
             let agent = pin::on(cpu, || tcptide.agent(args))?;
+            thread::sleep(SETTLED);
             let scraper =
                 seconds.map(|seconds| Scraper::start(agent.address(), Duration::from_secs(seconds)));
             Ok(Self::Agent { scraper, agent })

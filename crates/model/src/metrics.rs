@@ -422,9 +422,11 @@ own! {
     PROGRAM_STATUS "tcptide_program_status" Gauge ["program", "status"]
         "Always 1: what became of each BPF program: attached, unsupported, refused, standby, off."
     PROGRAM_RUN_SECONDS "tcptide_program_run_seconds_total" Counter ["program"]
-        "Time spent in each BPF program; absent where the kernel does not measure it."
+        "Time spent in each BPF program while that was measured: a share of tcptide_program_measured_seconds_total; absent where it is not."
     PROGRAM_RUNS "tcptide_program_runs_total" Counter ["program"]
-        "Runs of each BPF program; absent where the kernel does not measure it."
+        "Runs of each BPF program while run times were measured; absent where they are not."
+    PROGRAM_MEASURED "tcptide_program_measured_seconds_total" Counter []
+        "For how long run times were measured: all the time, or moments as samples; absent where they are not."
     PROGRAM_MISSES "tcptide_program_misses_total" Counter ["program"]
         "Runs that the kernel left out because the program was running on that CPU already: lost, unless another program hangs on the same hook (lifecycle_nested for lifecycle)."
     EVENTS_LOST "tcptide_events_lost_total" Counter ["reason"]

@@ -20,8 +20,8 @@ use crate::{
     read,
     rows::Rows,
     skel::TcpSkel,
-    start::{Loaded, Options, fill_maps, load, refuse_if_required, with_log},
-    stats::{self, ProgramStats},
+    start::{Loaded, Measure, Options, fill_maps, load, refuse_if_required, with_log},
+    stats::{self, Costs, ProgramStats},
 };
 
 /// A cgroup was made or removed.
@@ -71,7 +71,8 @@ pub struct Monitor {
     rows: Option<Rows>,
     statuses: BTreeMap<&'static str, Status>,
     visited: BTreeSet<u64>,
-    measuring: Option<OwnedFd>,
+    costs: Costs,
+    when_measured: Measure,
     nesting: Nesting,
     skel: TcpSkel<'static>,
 }
@@ -79,8 +80,9 @@ pub struct Monitor {
 /// The program whose skipped runs matter most, and the one that stands in for it.
 const NESTING: &str = "lifecycle";
 const NESTED: &str = "lifecycle_nested";
-/// For how long nothing nests before the second stands by.
-const QUIET: Duration = Duration::from_secs(60);
+/// For how long nothing nests before the second stands by; and so many times that, each time that it was wrong to.
+const QUIET: Duration = Duration::from_secs(2);
+const PATIENCE: u32 = 10;
 
 #[derive(Clone, Copy)]
 struct Nesting {
@@ -90,6 +92,8 @@ struct Nesting {
     alone: u64,
     /// When there was one.
     last: Instant,
+    /// How long there must be none for the second to stand by.
+    quiet: Duration,
 }
 
 impl Monitor {
@@ -109,17 +113,16 @@ impl Monitor {
             rows,
             statuses,
             visited: BTreeSet::new(),
-            measuring: None,
-            nesting: Nesting { seen: 0, alone: 0, last: Instant::now() },
+            costs: Costs::default(),
+            nesting: Nesting { seen: 0, alone: 0, last: Instant::now(), quiet: QUIET },
+            when_measured: options.measure,
             skel,
         };
-        if options.measure {
-            monitor.measuring = stats::enable().map_err(|e| tracing::warn!("no run times: {e}")).ok();
-        }
         for program in PROGRAMS {
             monitor.attach(program)?;
         }
         monitor.adopt()?;
+        monitor.measure();
         Ok(monitor)
     }
 
@@ -339,8 +342,25 @@ impl Monitor {
         })
     }
 
-    /// What became of each program, and what it has cost.
+    /// What became of each program, and what it has cost in the time that [`Monitor::measured`] tells.
     pub fn programs(&self) -> Vec<ProgramStats> {
+        let mut all = self.read_programs();
+        let (sums, _) = self.costs.sums(&reading(&all));
+        for program in &mut all {
+            if let Some(run) = &mut program.run {
+                (run.run_time_ns, run.runs) = sums.get(program.program.name).copied().unwrap_or_default();
+            }
+        }
+        all
+    }
+
+    /// For how long the kernel has measured run times for this monitor.
+    pub fn measured(&self) -> Duration {
+        self.costs.sums(&BTreeMap::new()).1
+    }
+
+    /// As the kernel counts.
+    fn read_programs(&self) -> Vec<ProgramStats> {
         let loaded: BTreeMap<_, _> =
             self.skel.object().progs().map(|p| (p.name().to_string_lossy().into_owned(), p)).collect();
         PROGRAMS
@@ -356,10 +376,26 @@ impl Monitor {
             .collect()
     }
 
-    /// Has `lifecycle_nested` stand by where nothing has nested for a minute, and brings it back as soon as something
-    /// does: it makes every state change dearer. For those who watch for long; to be called every second or so. Without
-    /// such calls it is always there.
+    /// Begins to measure, or ends it, as is due.
+    fn measure(&mut self) {
+        let mut costs = std::mem::take(&mut self.costs);
+        if let Err(error) = costs.tend(self.when_measured, || reading(&self.read_programs())) {
+            tracing::warn!("no run times: {error}");
+            self.when_measured = Measure::Never;
+        }
+        self.costs = costs;
+    }
+
+    /// What is to be done from time to time by those who watch for long, every quarter of a second or so: measures run
+    /// times, if they are to be samples, from one call to the next, every 10 s.
     pub fn tend(&mut self) -> Result<(), Error> {
+        self.measure();
+        Ok(())
+    }
+
+    /// Has `lifecycle_nested` stand by where nothing has nested for a while, and brings it back as soon as something
+    /// does: it makes every state change dearer. To be called as [`Monitor::tend`]; without such calls it is always there.
+    pub fn tend_nested(&mut self) -> Result<(), Error> {
         let missed = self.missed_by(NESTING);
         let standing_by = self.statuses.get(NESTED) == Some(&Status::Standby);
         if missed > self.nesting.seen {
@@ -368,8 +404,11 @@ impl Monitor {
                 self.statuses.insert(NESTED, Status::Attached);
                 self.attach(program(NESTED)?)?;
             }
+            if standing_by {
+                self.nesting.quiet *= PATIENCE;
+            }
             self.nesting = Nesting { seen: missed, last: Instant::now(), ..self.nesting };
-        } else if self.is_attached(NESTED) && self.nesting.last.elapsed() >= QUIET {
+        } else if self.is_attached(NESTED) && self.nesting.last.elapsed() >= self.nesting.quiet {
             self.links.remove(NESTED);
             self.statuses.insert(NESTED, Status::Standby);
         }
@@ -397,11 +436,11 @@ impl Monitor {
     pub fn is_attached(&self, program: &str) -> bool {
         self.statuses.get(program) == Some(&Status::Attached)
     }
+}
 
-    /// Whether the kernel measures run times for this monitor.
-    pub fn is_measuring(&self) -> bool {
-        self.measuring.is_some()
-    }
+fn reading(all: &[ProgramStats]) -> BTreeMap<&'static str, (u64, u64)> {
+    let run = |p: &ProgramStats| Some((p.program.name, p.run.map(|run| (run.run_time_ns, run.runs))?));
+    all.iter().filter_map(run).collect()
 }
 
 fn program(name: &str) -> Result<&'static Program, Error> {

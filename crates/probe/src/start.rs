@@ -56,8 +56,8 @@ pub struct Options {
     pub sample_interval: Duration,
     /// Whether it is measured how long data waits to be read, which costs something with every receive.
     pub read_delay: bool,
-    /// Whether the kernel is made to measure the programs' run time (some 80 ns a run).
-    pub measure: bool,
+    /// When the kernel is made to measure the programs' run time, which costs some 80 ns a run.
+    pub measure: Measure,
     /// Whose a socket is.
     pub owner: Owner,
 }
@@ -78,7 +78,7 @@ impl Default for Options {
             filter_cgroups: false,
             sample_interval: Duration::from_millis(1),
             read_delay: false,
-            measure: false,
+            measure: Measure::Never,
             owner: Owner::Socket,
         }
     }
@@ -89,6 +89,17 @@ impl Options {
     pub fn wants(&self, event: usize) -> bool {
         self.events & (1 << event) != 0
     }
+}
+
+/// When the programs' run time is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Not at all.
+    Never,
+    /// From time to time, for a moment: see [`crate::Monitor::tend`].
+    Sample,
+    /// All the time.
+    Always,
 }
 
 /// Where the owner of a socket is read.

@@ -300,11 +300,32 @@ pub(crate) struct AgentArgs {
     /// Measure how long received data waits to be read, too (it costs something with every receive)
     #[arg(long = "read-delay")]
     pub(crate) read_delay: bool,
-    /// Do not have the kernel measure the run time of the BPF programs (it costs some 80 ns a run)
-    #[arg(long = "no-program-stats")]
-    pub(crate) no_program_stats: bool,
+    /// When the kernel measures the run time of the BPF programs, which costs some 80 ns a run
+    #[arg(long = "program-stats", value_name = "WHEN", default_value = "sample")]
+    pub(crate) program_stats: ProgramStats,
     #[command(flatten)]
     pub(crate) runtimes: RuntimeArgs,
+}
+
+/// When run times are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgramStats {
+    /// For a quarter of a second in every ten seconds
+    Sample,
+    /// All the time
+    Always,
+    /// Not at all
+    Never,
+}
+
+impl From<ProgramStats> for probe::Measure {
+    fn from(when: ProgramStats) -> Self {
+        match when {
+            ProgramStats::Sample => Self::Sample,
+            ProgramStats::Always => Self::Always,
+            ProgramStats::Never => Self::Never,
+        }
+    }
 }
 
 /// `10s`, `1m30s`, `500ms`, or plain seconds.

@@ -63,7 +63,7 @@ fn a_reader_gets_the_format_it_asks_for() {
 
 #[test]
 fn prometheus_scrapes_it() {
-    let agent = agent(&[]);
+    let agent = agent(&["--program-stats", "always"]);
     let prometheus = Prometheus::scraping(agent.address()).unwrap();
     prometheus.wait_scraped().unwrap();
     assert_eq!(prometheus.number(&format!("up{{job=\"{JOB}\"}}")).unwrap(), Some(1.0));
@@ -197,7 +197,7 @@ fn scrapes_at_the_same_time_share_walks() {
     let server = netns.enter(|| Server::start(local, ServeOptions::default())).unwrap();
     let client = Client::new(server.address());
     let _held = netns.enter(|| Held::open(&client, 5000, SOON)).unwrap();
-    let agent = agent(&[]);
+    let agent = agent(&["--program-stats", "always"]);
     let runs = |scrape: &Scrape| scrape.sum("tcptide_program_runs_total", &[("program", "walk")]).unwrap();
     let first = agent.scrape().unwrap();
     let second = agent.scrape().unwrap();

@@ -44,7 +44,8 @@ pub(crate) struct About {
     pub(crate) walk: Walk,
     pub(crate) kernel: String,
     pub(crate) programs: Vec<ProgramStats>,
-    pub(crate) measuring: bool,
+    /// For how long run times were measured.
+    pub(crate) measured: Duration,
     pub(crate) connection_events_lost: u64,
     pub(crate) cgroup_events_lost: u64,
     pub(crate) storage_failures: u64,
@@ -190,7 +191,7 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     let runs = |value: fn(RunStats) -> Value| -> Vec<_> {
         about.programs.iter().filter_map(|p| p.run.map(|run| (program(p), value(run)))).collect()
     };
-    let measured = |value| if about.measuring { runs(value) } else { Vec::new() };
+    let measured = |value| if about.measured.is_zero() { Vec::new() } else { runs(value) };
     let lost = |reason: &str, n| (vec![("reason", reason.to_owned())], Value::Counter(n));
     let info = samples.iter().flat_map(|sample| sample.containers.iter().map(move |c| (sample, c)));
     let info = info.map(|(sample, container)| {
@@ -213,12 +214,14 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     // How many cgroups found no room is not known, only that there were some.
     let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Gauge(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
+    let seconds = |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Seconds(time.as_secs_f64())) };
     [
         (&metrics::CONTAINER_INFO, info.collect()),
         (&metrics::BUILD_INFO, vec![(build, Value::Gauge(1.0))]),
         (&metrics::PROGRAM_STATUS, statuses.collect()),
         (&metrics::PROGRAM_RUN_SECONDS, measured(|run| Value::Seconds(run.run_time_ns as f64 / 1e9))),
         (&metrics::PROGRAM_RUNS, measured(|run| Value::Counter(run.runs))),
+        (&metrics::PROGRAM_MEASURED, seconds(about.measured)),
         (&metrics::PROGRAM_MISSES, runs(|run| Value::Counter(run.missed))),
         (
             &metrics::EVENTS_LOST,
@@ -321,7 +324,7 @@ mod tests {
             walk: Walk::default(),
             kernel: "6.12.0".to_owned(),
             programs,
-            measuring: true,
+            measured: Duration::from_secs(1),
             connection_events_lost: 0,
             cgroup_events_lost: 0,
             storage_failures: 0,
@@ -387,7 +390,7 @@ mod tests {
     #[test]
     fn what_is_not_measured_is_absent() {
         let mut about = about();
-        about.measuring = false;
+        about.measured = Duration::ZERO;
         for program in &mut about.programs {
             if program.program.name == "rtt" {
                 program.status = Status::Refused("no".to_owned());
@@ -397,6 +400,7 @@ mod tests {
         let text = openmetrics("web", &about);
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
+        assert!(!text.contains("tcptide_program_measured"));
         assert!(text.contains("tcptide_program_status{program=\"rtt\",status=\"refused\"} 1"));
         assert!(text.contains("tcptide_connect_duration_seconds_count"));
     }

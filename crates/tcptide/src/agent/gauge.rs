@@ -57,7 +57,7 @@ impl Gauge {
             namespace_owners: true,
             max_cgroups: args.max_cgroups,
             read_delay: args.read_delay,
-            measure: !args.no_program_stats,
+            measure: args.program_stats.into(),
             filter: Filter::default(),
             owner: owner(directory.layout()),
             buffer: BUFFER,
@@ -150,10 +150,11 @@ impl Worker {
 
     fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.monitor.tend()?;
         match &mut self.reconciliation {
             // Nothing is to be missed: whatever stands in for another program stays.
             Some(reconciliation) => reconciliation.tick(&mut self.monitor, || self.namespaces.read(ALL)),
-            None => Ok(self.monitor.tend()?),
+            None => Ok(self.monitor.tend_nested()?),
         }
     }
 
@@ -174,7 +175,7 @@ impl Worker {
             walk,
             kernel: self.kernel.clone(),
             programs: self.monitor.programs(),
-            measuring: self.monitor.is_measuring(),
+            measured: self.monitor.measured(),
             connection_events_lost: losses[record::loss::LOSS_CONNECTION_EVENT],
             cgroup_events_lost: losses[record::loss::LOSS_CGROUP_EVENT],
             storage_failures: losses[record::loss::LOSS_STORAGE],

@@ -18,7 +18,7 @@ const CHURN: [&str; 8] = ["--rate", "200", "--seconds", "60", "--count", "400", 
 const EXPECTED: [&str; 3] = ["lifecycle", "lifecycle_nested", "rtt"];
 
 pub(super) fn tell(results: &mut Results) -> Result<String> {
-    let agent = Tcptide::find()?.agent(["--read-delay"])?;
+    let agent = Tcptide::find()?.agent(["--read-delay", "--program-stats", "always"])?;
     let server = Running::start(&mut command(["serve", "--listen", "127.0.0.1:0"])?)?;
     let to = server.listening()?.to_string();
     let before = agent.scrape()?;
