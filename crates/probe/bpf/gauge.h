@@ -82,16 +82,17 @@ static __always_inline void note_namespace(struct sock *sk, __u64 cgroup_id)
 		__sync_fetch_and_add(&namespace_owners_lost, 1);
 }
 
-/* To be called where the current task is the socket's user. */
+/* To be called where the current task is the socket's user. Its name is read directly: the helper for it takes 73 ns. */
 static __always_inline void learn_process(struct gauge *g)
 {
-	__u64 id;
+	struct task_struct *task;
 
 	if (g->pid)
 		return;
-	id = bpf_get_current_pid_tgid();
-	g->pid = id >> 32;
-	bpf_get_current_comm(g->comm, sizeof(g->comm));
+	task = (void *)bpf_get_current_task_btf();
+	g->pid = task->tgid;
+	for (int i = 0; i < COMM_LEN; i++)
+		g->comm[i] = task->comm[i];
 	if (owner_by_task)
 		g->cgroup_id = task_cgroup();
 }
@@ -203,16 +204,25 @@ static __always_inline __u64 progress_of(struct tcp_sock *tp)
 	return tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
 }
 
-/* Global, as slots are: what it returns is any number to the verifier. */
-__noinline __u32 chrono_ticks(__u32 ended, __u32 running, __u32 which, __u32 since)
+/* Ticks since a time that runs began; 0: none runs. Global, as slots are: what it returns is any number to the verifier. */
+__noinline __u32 chrono_ticks(__u32 running, __u32 since)
 {
-	return running == which ? ended + (__u32)bpf_jiffies64() - since : ended;
+	return running ? (__u32)bpf_jiffies64() - since : 0;
+}
+
+/* n if a is b, else 0. Without a branch: a and b are small. */
+static __always_inline __u32 if_same(__u32 a, __u32 b, __u32 n)
+{
+	__s64 differs = a ^ b;
+
+	opaque(differs); /* clang would make a branch of it */
+	return n & ((differs - 1) >> 63);
 }
 
 static __noinline void read_counters(struct tcp_sock *tp, struct gauge *g, struct counters *c)
 {
 	__u64 acked = if_positive((__s64)tp->bytes_acked - (g->direction == DIRECTION_ACTIVE));
-	__u32 running;
+	__u32 running, ticks;
 
 	/*
 	 * A retransmission adds to bytes_retrans first and to bytes_sent a moment later: a reading in between
@@ -231,8 +241,9 @@ static __noinline void read_counters(struct tcp_sock *tp, struct gauge *g, struc
 	c->reorderings = tp->reord_seen;
 	c->ce_marked = tp->delivered_ce;
 	running = BPF_CORE_READ_BITFIELD(tp, chrono_type);
+	ticks = chrono_ticks(running, tp->chrono_start);
 	for (__u32 i = 0; i < LIMITS; i++)
-		c->limited[i] = chrono_ticks(tp->chrono_stat[i], running, i + 1, tp->chrono_start);
+		c->limited[i] = tp->chrono_stat[i] + if_same(running, i + 1, ticks);
 }
 
 static __noinline void read_socket(struct tcp_sock *tp, struct gauge *g, struct reading *r)
@@ -322,30 +333,6 @@ static __noinline struct totals *totals_of(__u64 cgroup)
 			__sync_fetch_and_add(&(field), _n);                                                          \
 	} while (0)
 
-/* Global, as slots are, so that its many branches are followed once. */
-__noinline int add_to(struct totals *t, const struct reading *new)
-{
-	if (!t || !new)
-		return 0;
-	count(t->sent_bytes, new->counters.sent_bytes);
-	count(t->acked_bytes, new->counters.acked_bytes);
-	count(t->received_bytes, new->counters.received_bytes);
-	count(t->sent_segments, new->counters.segments_out);
-	count(t->received_segments, new->counters.segments_in);
-	count(t->lost_segments, new->counters.lost);
-	count(t->duplicate_segments, new->counters.duplicates);
-	count(t->reorderings, new->counters.reorderings);
-	count(t->ce_marked_segments, new->counters.ce_marked);
-	for (int i = 0; i < LIMITS; i++)
-		count(t->limited_us[i], microseconds(new->counters.limited[i]));
-	/* SYN-ACKs are counted as they happen: they may never become a connection. */
-	for (int i = 0; i < RETRANSMITS; i++) {
-		if (i != RETRANSMIT_SYNACK)
-			count(t->retransmitted_segments[i], new->retransmits_by_kind[i]);
-	}
-	return 0;
-}
-
 static const struct strays no_strays;
 
 /*
@@ -373,34 +360,92 @@ static __always_inline struct strays *strays_of(struct sk_buff *skb, struct sock
 	return bpf_map_lookup_elem(&strays, &id);
 }
 
-/* Moves what is new since the last fold into the owner's totals. `last` ends it: nothing is folded after that. */
-static __always_inline void fold(struct gauge *g, struct totals *t, const struct reading *now, bool last)
+/* Adds by how much a reading is ahead of another. Global, as slots are. */
+__noinline int add_grown(struct totals *t, const struct reading *now, const struct reading *before)
 {
-	struct reading new = {};
+	const struct counters *n, *b;
+
+	if (!t || !now || !before)
+		return 0;
+	n = &now->counters;
+	b = &before->counters;
+	count(t->sent_bytes, if_positive(n->sent_bytes - b->sent_bytes));
+	count(t->acked_bytes, if_positive(n->acked_bytes - b->acked_bytes));
+	count(t->received_bytes, if_positive(n->received_bytes - b->received_bytes));
+	count(t->sent_segments, if_positive((__s32)(n->segments_out - b->segments_out)));
+	count(t->received_segments, if_positive((__s32)(n->segments_in - b->segments_in)));
+	if (n->limited[0] | n->limited[1] | n->limited[2]) {
+		for (int i = 0; i < LIMITS; i++)
+			count(t->limited_us[i], microseconds(if_positive((__s32)(n->limited[i] - b->limited[i]))));
+	}
+	/* Most connections have none of these. */
+	if (!(n->lost | n->duplicates | n->reorderings | n->ce_marked | n->retransmits))
+		return 0;
+	count(t->lost_segments, if_positive((__s32)(n->lost - b->lost)));
+	count(t->duplicate_segments, if_positive((__s32)(n->duplicates - b->duplicates)));
+	count(t->reorderings, if_positive((__s32)(n->reorderings - b->reorderings)));
+	count(t->ce_marked_segments, if_positive((__s32)(n->ce_marked - b->ce_marked)));
+	/* SYN-ACKs are counted as they happen: they may never become a connection. */
+	for (int i = 0; i < RETRANSMITS; i++) {
+		if (i != RETRANSMIT_SYNACK)
+			count(t->retransmitted_segments[i],
+			      if_positive((__s32)(now->retransmits_by_kind[i] - before->retransmits_by_kind[i])));
+	}
+	return 0;
+}
+
+/* Sets flags, whoever else sets some. */
+static __always_inline void set_flags(struct gauge *g, __u8 flags)
+{
+	__sync_fetch_and_or(&g->head, flags);
+}
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the flags are the lowest byte of the head");
+
+/* Moves what is new since the last fold into the owner's totals, for the last time: nothing is folded after that. */
+static __always_inline void fold_last(struct tcp_sock *tp, struct gauge *g, struct totals *t)
+{
+	struct reading now;
+
+	/* A walk that is just folding has the lock. */
+	bpf_spin_lock(&g->lock);
+	set_flags(g, FLAG_CLOSED);
+	bpf_spin_unlock(&g->lock);
+	if (!t)
+		return;
+	read_socket(tp, g, &now);
+	add_grown(t, &now, &g->folded);
+}
+
+/* Moves what is new since the last fold into the owner's totals. */
+static __always_inline void fold(struct gauge *g, struct totals *t, const struct reading *now)
+{
+	struct reading before;
 	const struct counters *c = &now->counters;
 	struct counters *f = &g->folded.counters;
+	bool closed;
 
 	bpf_spin_lock(&g->lock);
-	if (!(g->flags & FLAG_CLOSED)) {
-		new.counters.sent_bytes = advance64(&f->sent_bytes, c->sent_bytes);
-		new.counters.acked_bytes = advance64(&f->acked_bytes, c->acked_bytes);
-		new.counters.received_bytes = advance64(&f->received_bytes, c->received_bytes);
-		new.counters.segments_out = advance32(&f->segments_out, c->segments_out);
-		new.counters.segments_in = advance32(&f->segments_in, c->segments_in);
-		new.counters.lost = advance32(&f->lost, c->lost);
-		new.counters.duplicates = advance32(&f->duplicates, c->duplicates);
-		new.counters.reorderings = advance32(&f->reorderings, c->reorderings);
-		new.counters.ce_marked = advance32(&f->ce_marked, c->ce_marked);
+	before = g->folded;
+	closed = g->flags & FLAG_CLOSED;
+	if (!closed) {
+		advance64(&f->sent_bytes, c->sent_bytes);
+		advance64(&f->acked_bytes, c->acked_bytes);
+		advance64(&f->received_bytes, c->received_bytes);
+		advance32(&f->segments_out, c->segments_out);
+		advance32(&f->segments_in, c->segments_in);
+		advance32(&f->lost, c->lost);
+		advance32(&f->duplicates, c->duplicates);
+		advance32(&f->reorderings, c->reorderings);
+		advance32(&f->ce_marked, c->ce_marked);
 		for (int i = 0; i < LIMITS; i++)
-			new.counters.limited[i] = advance32(&f->limited[i], c->limited[i]);
+			advance32(&f->limited[i], c->limited[i]);
 		for (int i = 0; i < RETRANSMITS; i++)
-			new.retransmits_by_kind[i] = advance32(&g->folded.retransmits_by_kind[i],
-							       now->retransmits_by_kind[i]);
-		if (last)
-			g->flags |= FLAG_CLOSED;
+			advance32(&g->folded.retransmits_by_kind[i], now->retransmits_by_kind[i]);
 	}
 	bpf_spin_unlock(&g->lock);
-	add_to(t, &new);
+	if (!closed)
+		add_grown(t, now, &before);
 }
 
 /* What a listener turned away since the last fold. */
@@ -461,24 +506,64 @@ __noinline int sample_time(struct times *to, __u64 us)
 	return 0;
 }
 
-/* The connection has been accepted, at the latest now. */
-static __always_inline void end_accept_wait(struct gauge *g)
+/* Bits of enum news are to be counted at the next fold; what there is to know of it has been written. */
+static __always_inline void add_news(struct gauge *g, __u32 news)
 {
-	struct totals *t = wants_totals ? totals_of(g->cgroup_id) : NULL;
-	__u64 us = (bpf_ktime_get_ns() - g->established_ns) / 1000;
+	if (wants_totals)
+		__sync_fetch_and_or(&g->news, news);
+}
 
-	g->accept_wait_us = at_most_32(us) ?: 1;
-	if (t)
-		sample_time(&t->accept_wait, us);
+/*
+ * Counts what became known since the last fold: once a connection, most of it, and not as it happens, because that would
+ * mean to look for the owner's totals each time.
+ */
+static __noinline void give_news(struct totals *t, struct gauge *g)
+{
+	__u32 news, response, direction;
+
+	news = g->news ? __sync_lock_test_and_set(&g->news, 0) : 0;
+	direction = g->direction;
+	opaque(direction);
+	if (direction >= DIRECTIONS)
+		return;
+	if (news & NEWS_OPENED)
+		__sync_fetch_and_add(&t->opened[direction], 1);
+	if (direction == DIRECTION_PASSIVE) {
+		if (news & NEWS_ESTABLISHED && g->handshake_us)
+			sample_time(&t->handshake, g->handshake_us);
+		if (news & NEWS_ACCEPTED)
+			sample_time(&t->accept_wait, g->accept_wait_us);
+		return;
+	}
+	if (news & NEWS_ESTABLISHED && g->opened_ns)
+		sample_time(&t->connect, (g->established_ns - g->opened_ns) / 1000);
+	if (news & NEWS_FIRST_BYTE)
+		sample_time(&t->first_byte, g->first_byte_us);
+	response = g->new_response_us ? __sync_lock_test_and_set(&g->new_response_us, 0) : 0;
+	if (response)
+		sample_time(&t->response, response);
+}
+
+/* A passive connection that waits for accept(), as far as anybody knows. */
+static __always_inline bool is_waiting(const struct gauge *g)
+{
+	return g->direction == DIRECTION_PASSIVE && !g->accept_wait_us && g->established_ns;
+}
+
+/* One that was waiting has been accepted, at the latest now. */
+static __always_inline void end_accept_wait(struct gauge *g, __u64 now)
+{
+	g->accept_wait_us = at_most_32((now - g->established_ns) / 1000) ?: 1;
+	add_news(g, NEWS_ACCEPTED);
 }
 
 /* It was seen in use: an upper bound, where nothing tells of accept() itself. */
 static __always_inline void bound_accept(struct gauge *g)
 {
-	if (sees_accepts || g->accept_wait_us || g->direction != DIRECTION_PASSIVE || !g->established_ns)
+	if (sees_accepts || !is_waiting(g))
 		return;
-	g->flags |= FLAG_ACCEPT_BOUND;
-	end_accept_wait(g);
+	set_flags(g, FLAG_ACCEPT_BOUND);
+	end_accept_wait(g, bpf_ktime_get_ns());
 }
 
 /* ---- Round-trip time ---------------------------------------------------------------------------------- */
@@ -516,6 +601,8 @@ static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 		__sync_fetch_and_add(&t->rtt.sum_us, rtt);
 		return;
 	}
+	if (!(g->rtt.used & (1 << slot / 2)))
+		__sync_fetch_and_or(&g->rtt.used, 1 << slot / 2);
 	__sync_fetch_and_add(&g->rtt.slots[slot / 2], 1 << half);
 	__sync_fetch_and_add(&g->rtt.sum_us, rtt);
 }
@@ -550,8 +637,8 @@ __noinline int give_samples(struct round_trips *to, struct rtt_record *record, _
 	if (i >= RTT_SLOTS - 1)
 		return 0;
 	if (to) {
-		__sync_fetch_and_add(&to->slots[i], n & 0xffff);
-		__sync_fetch_and_add(&to->slots[i + 1], n >> 16);
+		count(to->slots[i], n & 0xffff);
+		count(to->slots[i + 1], n >> 16);
 	}
 	if (record) {
 		record->slots[i] = n & 0xffff;
@@ -564,6 +651,7 @@ __noinline int give_samples(struct round_trips *to, struct rtt_record *record, _
 __noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct rtt_record *record)
 {
 	__u64 sum;
+	__u32 used;
 
 	/* The sum is added last: while it is 0 there is no sample to take. */
 	if (!from || !from->sum_us)
@@ -573,8 +661,9 @@ __noinline int move_samples(struct rtt_samples *from, struct round_trips *to, st
 		__sync_fetch_and_add(&to->sum_us, sum);
 	if (record)
 		record->sum_us = sum;
-	for (__u32 i = 0; i < RTT_SLOTS / 2; i++) {
-		if (from->slots[i])
+	used = from->used;
+	for (__u32 i = 0; i < RTT_SLOTS / 2 && used >> i; i++) {
+		if (used >> i & 1 && from->slots[i])
 			give_samples(to, record, 2 * i, __sync_lock_test_and_set(&from->slots[i], 0));
 	}
 	return 0;
@@ -703,8 +792,8 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 		c->congestion_entered[i] = sees_congestion ? g->congestion_entered[i] : NOT_SEEN;
 		c->congestion_us[i] = g->congestion_us[i];
 	}
-	c->accept_wait_us = g->accept_wait_us;
-	c->handshake_us = g->handshake_us;
+	c->accept_wait_us = if_same(g->direction, DIRECTION_PASSIVE, g->accept_wait_us);
+	c->handshake_us = if_same(g->direction, DIRECTION_PASSIVE, g->handshake_us);
 	c->response_us = g->response_us;
 	c->reads = sees_reads ? g->reads : NOT_SEEN;
 	c->read_delay_us = g->read_delay_us;
@@ -713,7 +802,7 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->fast_open = fast_open(tp);
 	c->delivery_rate = rate_of(tp->rate_delivered, tp->mss_cache, tp->rate_interval_us);
 	c->pacing_rate = sk->sk_pacing_rate;
-	c->handshake_rtt_us = g->handshake_rtt_us;
+	c->handshake_rtt_us = if_same(g->flags & FLAG_LISTENER, 0, g->handshake_rtt_us);
 	c->first_byte_us = g->first_byte_us;
 	c->ssthresh = tp->snd_ssthresh;
 	c->send_window = tp->snd_wnd;
@@ -758,7 +847,6 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 		c->accept_queue = sk->sk_ack_backlog;
 		c->accept_limit = sk->sk_max_ack_backlog;
 		c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter;
-		c->handshake_us = 0;
 		if (sees_overflows)
 			c->overflows = g->overflows;
 	}

@@ -72,6 +72,7 @@ enum {
 /* include/net/tcp.h, include/linux/tcp.h */
 enum {
 	TCP_ECN_OK = 1,
+	TCPHDR_FIN = 1,
 	NO_RTT = ~0U, /* rtt_min before the first sample */
 	TFO_COOKIE_UNAVAILABLE = 1,
 	TFO_DATA_NOT_ACKED = 2,
@@ -280,6 +281,7 @@ struct tcp_sock {
 	__u64 bytes_acked;    /* with the own SYN (active side only) and the own FIN */
 	__u64 bytes_retrans;
 	__u64 tcp_mstamp; /* the stack's clock at the last segment, us */
+	__u64 tcp_clock_cache; /* the same, ns: CLOCK_MONOTONIC */
 	__u64 tcp_wstamp_ns; /* when the last segment was to leave; CLOCK_MONOTONIC */
 	__u32 rcv_tstamp; /* when a segment was received last, jiffies */
 	__u16 tcp_header_len; /* of the own segments; the peer's are no shorter */
@@ -323,7 +325,14 @@ struct net_device {
 	possible_net_t nd_net;
 };
 
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq; /* with the FIN */
+	__u16 tcp_flags; /* one byte, before 6.14 */
+};
+
 struct sk_buff {
+	char cb[48]; /* while TCP works on it: its tcp_skb_cb */
 	struct sock *sk;
 	struct net_device *dev; /* where it came in; NULL or something else once it is a socket's */
 	__be16 protocol; /* network order */

@@ -17,16 +17,30 @@ struct reading {
 /* RTT samples since the last record or fold. */
 struct rtt_samples {
 	__u64 sum_us;
+	__u32 used; /* a bit for each of the following that ever had one */
 	__u32 slots[RTT_SLOTS / 2]; /* two in each, the lower half first */
+};
+
+/* What is known of a connection and not yet in its owner's totals. */
+enum news {
+	NEWS_OPENED = 1,
+	NEWS_ESTABLISHED = 2, /* and how long that took */
+	NEWS_FIRST_BYTE = 4,
+	NEWS_ACCEPTED = 8,
 };
 
 /* What a socket carries: one a connection or listener, so every byte counts. With the kernel's own 72 it fills 512. */
 struct gauge {
 	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
-	__u8 flags;
-	__u8 direction;
-	__u8 closed_from; /* the state that the close ended */
-	__u8 padding;
+	union {
+		struct {
+			__u8 flags;
+			__u8 direction;
+			__u8 closed_from; /* the state that the close ended */
+			__u8 padding;
+		};
+		__u32 head; /* to set flags at once with others who do */
+	};
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
@@ -38,15 +52,22 @@ struct gauge {
 	__u32 first_byte_us;			/* from the handshake to the first payload; 0: none yet */
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
-	__u32 handshake_rtt_us;
 	union {
-		__u32 handshake_us;	/* from the SYN received */
+		__u32 handshake_rtt_us;
+		__u32 folded_drops;	/* of a listener */
+	};
+	union {
+		__u32 handshake_us;	/* from the SYN received: of a passive one */
+		__u32 answered_at;	/* low half of tcp_mstamp at the last sample of a response, us: of an active one */
 		__u32 overflows;	/* of a listener */
 	};
-	__u32 accept_wait_us;
-	__u32 asked_seq;			/* how far this side had sent when data last came */
-	__u32 answered_at;			/* low half of tcp_mstamp at the last sample of a response, us */
-	__u32 response_us;
+	union {
+		__u32 accept_wait_us;	/* of a passive one */
+		__u32 asked_seq;	/* how far this side had sent when data last came: of an active one */
+	};
+	__u32 news;				/* bits of enum news */
+	__u32 response_us;			/* the last one */
+	__u32 new_response_us;			/* one that is not in the totals yet; 0: there is none */
 	__u32 ready_at;				/* when data came that has not been read, us; 0: there is none */
 	__u32 reads;
 	__u32 congested_at;			/* when the congestion state was entered, us; 0: open, or not known */
@@ -56,7 +77,6 @@ struct gauge {
 	__u32 closed_at[WINDOWS];		/* up to when it is known to have been closed, us; 0: it is open */
 	__u32 closed_us[WINDOWS];
 	__u16 zero_windows[WINDOWS];		/* since birth or adoption */
-	__u32 folded_drops;			/* of a listener */
 	__u32 pid;
 	__u8 comm[COMM_LEN];
 	struct rtt_samples rtt;

@@ -17,7 +17,7 @@ use crate::{
 
 /// The empty programs at work, until it is dropped. For comparisons: tcptide itself never loads them.
 pub struct Floor {
-    links: Vec<Link>,
+    _links: Vec<Link>,
     skel: FloorSkel<'static>,
     _measuring: Option<std::os::fd::OwnedFd>,
 }
@@ -43,19 +43,19 @@ impl Floor {
         let links = loaded.map(|program| program.attach()).collect::<Result<Vec<_>, _>>();
         let links = links.map_err(|e| Error::system("attach the empty programs", e))?;
         let measuring = if measure { Some(stats::enable()?) } else { None };
-        Ok(Self { links, skel, _measuring: measuring })
+        Ok(Self { _links: links, skel, _measuring: measuring })
     }
 
     /// What each has taken: its hook, nanoseconds as the kernel measures them, runs.
     pub fn cost(&self) -> Result<Vec<(String, u64, u64)>, Error> {
-        debug_assert!(!self.links.is_empty());
-        let loaded = self.skel.object().progs().filter(|program| program.autoload());
-        loaded
-            .map(|program| {
+        let mut costs = Vec::new();
+        for program in self.skel.object().progs() {
+            if program.autoload() {
                 let run = stats::of(program.as_fd())?;
                 let hook = program.name().to_string_lossy().trim_start_matches("on_").to_owned();
-                Ok((hook, run.run_time_ns, run.runs))
-            })
-            .collect()
+                costs.push((hook, run.run_time_ns, run.runs));
+            }
+        }
+        Ok(costs)
     }
 }

@@ -199,7 +199,7 @@ pub enum Status {
     Unsupported(String),
     /// The kernel has the hook and did not take the program.
     Refused(String),
-    /// Not needed now; see [`crate::Monitor::tend`].
+    /// Not needed now; see [`crate::Monitor::tend_nested`].
     Standby,
     /// Nobody asked for what it feeds.
     Off,

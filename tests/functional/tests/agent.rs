@@ -161,6 +161,67 @@ fn counters_are_the_workloads_own_and_the_kernels() {
 }
 
 #[test]
+fn what_is_known_of_live_connections_is_counted_once() {
+    const HELD: u64 = 23;
+    let ends = Ends::new("live", Impairment::default());
+    let (server, to) = ends.serve();
+    let agent = agent(&[]);
+    let holding = ends.run(&["hold", "--to", &to, "--count", &HELD.to_string()]);
+    holding.ready(SOON).unwrap();
+    let all_are_counted = |scrape: &Scrape| {
+        let of = |name: &str, end: &Cgroup, more: &[(&str, &str)]| sum(scrape, name, end, more);
+        let counts = [
+            of("tcptide_opened_total", &ends.client, &[("direction", "active")]),
+            of("tcptide_opened_total", &ends.server, &[("direction", "passive")]),
+            of("tcptide_connect_duration_seconds_count", &ends.client, &[]),
+            of("tcptide_handshake_duration_seconds_count", &ends.server, &[]),
+        ];
+        assert!(counts.iter().all(|&count| count == HELD), "{counts:?}");
+    };
+    // Each scrape is a walk of its own.
+    for _ in 0..3 {
+        all_are_counted(&agent.scrape().unwrap());
+    }
+    let closed = |scrape: &Scrape| sum(scrape, "tcptide_closed_total", &ends.client, &[]);
+    assert_eq!(closed(&agent.scrape().unwrap()), 0);
+    holding.finish().unwrap();
+    server.finish().unwrap();
+    let scrape = agent.scrape().unwrap();
+    all_are_counted(&scrape);
+    assert_eq!(closed(&scrape), HELD);
+}
+
+#[test]
+fn run_times_are_measured_when_they_are_asked_for() {
+    let seconds = |scrape: &Scrape| scrape.sum("tcptide_program_measured_seconds_total", &[]);
+    let runs = |scrape: &Scrape, program| scrape.sum("tcptide_program_runs_total", &[("program", program)]);
+    let never = agent(&["--program-stats", "never"]).scrape().unwrap();
+    assert_eq!((seconds(&never), runs(&never, "lifecycle")), (None, None));
+
+    let always = agent(&["--program-stats", "always"]);
+    let [first, second] = [(); 2].map(|()| {
+        thread::sleep(Duration::from_secs(1));
+        always.scrape().unwrap()
+    });
+    let measured = seconds(&second).unwrap() - seconds(&first).unwrap();
+    assert!((0.9..5.0).contains(&measured), "{measured} s of a second");
+    // The walk of the scrape itself runs once for each socket.
+    assert!(runs(&second, "walk") > runs(&first, "walk"));
+
+    // A sample begins when the agent does, and is over long before the next one.
+    let sampled = agent(&[]);
+    let one = wait_until("the end of the first sample", SOON, || {
+        thread::sleep(Duration::from_millis(400));
+        let [first, second] = [sampled.scrape()?, sampled.scrape()?];
+        Ok((seconds(&first) == seconds(&second)).then_some(first))
+    })
+    .unwrap();
+    let measured = seconds(&one).unwrap();
+    assert!((0.0..3.0).contains(&measured) && measured > 0.0, "{measured} s");
+    assert!(runs(&one, "lifecycle").is_some(), "what was measured stays");
+}
+
+#[test]
 fn the_gauge_of_states_is_what_ss_shows() {
     let ends = Ends::new("states", Impairment::default());
     let (server, to) = ends.serve();

@@ -8,14 +8,14 @@ use functional::tcptide::Tcptide;
 /// By program: instructions that the verifier looks at, on any kernel of the matrix, and bytes of machine code, which the
 /// kernel's defences against speculation make longer.
 const BOUNDS: &[(&str, u64, u64)] = &[
-    ("lifecycle", 17_000, 27_000),
-    ("lifecycle_nested", 17_000, 27_000),
-    ("rtt", 10_500, 15_500),
-    ("retransmit", 11_000, 11_000),
+    ("lifecycle", 22_000, 27_000),
+    ("lifecycle_nested", 22_000, 27_000),
+    ("rtt", 14_000, 15_500),
+    ("retransmit", 14_000, 11_000),
     ("retransmit_synack", 250, 1_600),
-    ("reset_sent", 10_500, 12_000),
-    ("reset_received", 8_500, 11_000),
-    ("drop", 7_500, 12_500),
+    ("reset_sent", 14_000, 12_000),
+    ("reset_received", 12_000, 11_000),
+    ("drop", 11_000, 12_500),
     ("congestion", 450, 1_800),
     ("accepted", 320, 1_500),
     ("overflow_syn", 160, 1_000),
@@ -25,16 +25,16 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("used", 450, 2_500),
     ("cgroup_made", 60, 600),
     ("cgroup_removed", 60, 600),
-    ("adopt_files", 600, 5_500),
-    ("adopt_namespace", 450, 4_500),
-    ("walk", 24_000, 21_000),
+    ("adopt_files", 1_000, 5_500),
+    ("adopt_namespace", 900, 4_500),
+    ("walk", 28_000, 21_000),
 ];
 
 #[test]
 fn no_program_is_longer_than_it_was() {
     let doctor = Tcptide::find().unwrap().run(["doctor", "-o", "json"]).unwrap().success().unwrap();
     let doctor = doctor.json().unwrap();
-    let mut seen = 0;
+    let (mut seen, mut over) = (0, Vec::new());
     for program in doctor["programs"].as_array().unwrap() {
         let (Some(instructions), Some(bytes)) =
             (program["instructions"].as_u64(), program["machine_code_bytes"].as_u64())
@@ -47,7 +47,10 @@ fn no_program_is_longer_than_it_was() {
         let bound = BOUNDS.iter().find(|bound| bound.0 == name);
         let &(_, most, longest) =
             bound.unwrap_or_else(|| panic!("no bound for {name}: {instructions}, {bytes} bytes"));
-        assert!(instructions <= most && bytes <= longest, "{name}: {instructions}, {bytes} bytes");
+        if instructions > most || bytes > longest {
+            over.push(format!("{name}: {instructions}, {bytes} bytes"));
+        }
     }
     assert!(seen > 10, "{doctor}");
+    assert!(over.is_empty(), "{over:?}");
 }

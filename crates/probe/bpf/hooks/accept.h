@@ -4,7 +4,7 @@
  * Context: process: a task accepts. The listener was locked, and is no more.
  * Feeds:   how long a connection waited for accept(). Kernels may refuse such programs; then a bound is taken where the
  *          connection is first seen in use.
- * Cost:    400 instructions for each accept(), measuring included: docs/overhead.md.
+ * Cost:    164 instructions a call on average, one that finds nothing included, measuring too: docs/overhead.md.
  */
 #include "../gauge.h"
 
@@ -22,10 +22,10 @@ int accepted(__u64 *ctx)
 	if (!sk)
 		return 0;
 	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	if (!g || !g->established_ns || g->accept_wait_us)
+	if (!g || !is_waiting(g))
 		return 0;
 	/* It is the process that will use it, as far as anybody knows yet. */
 	learn_process(g);
-	end_accept_wait(g);
+	end_accept_wait(g, bpf_ktime_get_ns());
 	return 0;
 }
