@@ -52,7 +52,7 @@ impl Encoding {
                 to.write_all(b"[")?;
                 for (index, item) in items.iter().enumerate() {
                     to.write_all(if index == 0 { b"\n" } else { b",\n" })?;
-                    serde_json::to_writer(&mut *to, item)?;
+                    to.write_all(&json(item)?)?;
                 }
                 to.write_all(if items.is_empty() { b"]\n" } else { b"\n]\n" })
             }
@@ -64,12 +64,23 @@ impl Encoding {
     pub(crate) fn item<T: Serialize>(self, to: &mut impl Write, item: &T) -> io::Result<()> {
         match self {
             Self::Json => {
-                serde_json::to_writer(&mut *to, item)?;
-                to.write_all(b"\n")
+                let mut line = json(item)?;
+                line.push(b'\n');
+                to.write_all(&line)
             }
             Self::Yaml => write!(to, "---\n{}", yaml(item)?),
         }
     }
+}
+
+/// What a connection usually takes, and room for more.
+const USUAL_ITEM: usize = 2048;
+
+/// It is written in hundreds of pieces: into memory, where a piece costs next to nothing.
+fn json<T: Serialize>(item: &T) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(USUAL_ITEM);
+    serde_json::to_writer(&mut text, item)?;
+    Ok(text)
 }
 
 /// One document, which ends with a line end.

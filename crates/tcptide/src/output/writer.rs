@@ -45,6 +45,9 @@ impl Screen {
     }
 }
 
+/// As much as a pipe takes at once.
+const BUFFER: usize = 64 << 10;
+
 /// A buffered output. Its user decides when what is written is worth a flush: after each batch of a
 /// stream, and at the end.
 #[derive(Debug)]
@@ -60,7 +63,7 @@ impl Output {
 impl<W: Write> Output<W> {
     /// Any other output.
     pub(crate) fn new(to: W) -> Self {
-        Self(BufWriter::new(to))
+        Self(BufWriter::with_capacity(BUFFER, to))
     }
 }
 
