@@ -65,6 +65,7 @@ program setpriv     util-linux
 program prlimit     util-linux
 program script      bsdutils
 program bpftool     bpftool
+program tcplife     libbpf-tools
 EOF
 }
 

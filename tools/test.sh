@@ -45,7 +45,7 @@ check() {
     step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings
     step "API documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
     step "dependencies" tools/deny.sh
-    step "unit tests" cargo test --locked --no-fail-fast -p tcptide-model -p tcptide-probe -p tcptide -p vm
+    step "unit tests" cargo test --locked --no-fail-fast -p tcptide-model -p tcptide-probe -p tcptide -p vm -p bench
 }
 
 # Namespaces, containers, BPF: as root only.

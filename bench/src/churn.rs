@@ -20,6 +20,7 @@ use functional::{
     tcptide::Tcptide,
     workload::{self, Counts, Running},
 };
+use probe::Floor;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
@@ -45,6 +46,7 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, rate: u64) -> Result
     let site = Site { cgroup: Cgroup::unique("churn")?, netns: Netns::new("churn")? };
     let went = site.go(rate)?;
     went.report(report, &format!("{rate}/s alone"));
+    floor(report, rate, &site)?;
     traced(report, tcptide, rate, &site)?;
     watched(report, tcptide, rate, &site, "agent", &[])?;
     watched(report, tcptide, rate, &site, "agent --read-delay", &["--read-delay"])
@@ -106,6 +108,17 @@ impl Went {
         report.add(&format!("{name}: CPU of tcptide"), "us/conn", cpu * 1e6 / counts.opened as f64);
         report.add(&format!("{name}: CPU of tcptide"), "% of one", cpu * 100.0 / counts.seconds);
     }
+}
+
+/// Empty programs on the same hooks: what measuring itself takes of a run.
+fn floor(report: &mut Report, rate: u64, site: &Site) -> Result<()> {
+    let name = format!("{rate}/s with empty programs");
+    let programs = Floor::attach(true)?;
+    site.go(rate)?.report(report, &name);
+    for (hook, ns, runs) in programs.cost()?.into_iter().filter(|(_, _, runs)| *runs as f64 >= ENOUGH) {
+        report.add(&format!("{name}: {hook}"), "ns/run", ns as f64 / runs as f64);
+    }
+    Ok(())
 }
 
 fn traced(report: &mut Report, tcptide: &Tcptide, rate: u64, site: &Site) -> Result<()> {

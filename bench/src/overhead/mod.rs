@@ -1,4 +1,4 @@
-//! What being watched costs: the same work in turn under each subject, compared with nothing in the same round.
+//! What being watched costs: the same work in turn under each subject, with nothing before and after each.
 
 mod paired;
 mod peers;
@@ -23,10 +23,10 @@ use self::{
 /// How to compare.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Rounds; in each, every subject is measured once, so as many pairs of it and nothing.
+    /// Rounds; in each, every subject is measured once, and nothing before and after it: so many pairs of each.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// A tenth of the work in each measurement.
+    /// A tenth of the work in each measurement: enough where instructions are counted.
     #[arg(long)]
     short: bool,
     /// What is done [default: everything].
@@ -42,7 +42,7 @@ pub(crate) fn compare(options: &Options, tcptide: &Tcptide, machine: Machine) ->
     let cpus = pin::cpus()?;
     let (&watcher, &worker) = cpus.first().zip(cpus.last()).context("no CPU to run on")?;
     let mut comparison = Comparison::new(machine);
-    let mut subjects = vec![Subject::Nothing];
+    let mut subjects = Vec::new();
     for &subject in or_all(&options.subjects) {
         match subject.missing() {
             Some(why) => comparison.leave_out(subject, why),
@@ -54,26 +54,36 @@ pub(crate) fn compare(options: &Options, tcptide: &Tcptide, machine: Machine) ->
         .iter()
         .map(|&kind| Work::start(kind, worker, options.short))
         .collect::<Result<Vec<_>>>()?;
-    for work in &works {
-        work.measure()?; // the first one finds nothing in any cache
-    }
+    let measure = || works.iter().map(Work::measure).collect::<Result<Vec<_>>>();
+    measure()?; // the first one finds nothing in any cache
     for round in 0..options.pairs {
         eprintln!("bench: round {} of {}", round + 1, options.pairs);
-        // Whoever comes first in one round comes later in the next.
+        let mut before = measure()?;
         for at in 0..subjects.len() {
+            // Whoever comes first in one round comes later in the next.
             let subject = subjects[(at + round as usize) % subjects.len()];
-            let attached =
-                Attached::start(subject, tcptide, watcher).with_context(|| subject.title().to_owned())?;
-            let own = |pid: Option<u32>| pid.map(cpu_of).transpose();
-            let (before, begin) = (own(attached.pid())?, Instant::now());
-            for work in &works {
-                comparison.add(round, work.kind(), subject, work.measure()?);
-            }
-            if let (Some(before), Some(after)) = (before, own(attached.pid())?) {
+            let attached = match Attached::start(subject, tcptide, watcher, options.short) {
+                Ok(attached) => attached,
+                // Other tools need what this kernel may not have.
+                Err(error) if subject.is_peer() => {
+                    comparison.leave_out(subject, format!("{error:#}"));
+                    continue;
+                }
+                Err(error) => return Err(error.context(subject.title())),
+            };
+            let own = || attached.pid().map(cpu_of).transpose();
+            let (own_before, begin) = (own()?, Instant::now());
+            let with = measure()?;
+            if let (Some(before), Some(after)) = (own_before, own()?) {
                 let share = after.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
                 comparison.add_own(subject, share * 100.0);
             }
             attached.end().with_context(|| subject.title().to_owned())?;
+            let after = measure()?;
+            for (at, work) in works.iter().enumerate() {
+                comparison.add(work.kind(), subject, with[at], [before[at], after[at]]);
+            }
+            before = after;
         }
     }
     Ok(comparison)

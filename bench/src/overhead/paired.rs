@@ -1,4 +1,5 @@
-//! Measurements in rounds, and what each subject adds to nothing in the same round.
+//! Measurements, and what each subject adds to nothing right before and after it: a machine that is shared is now faster and
+//! now slower, for seconds.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -34,11 +35,20 @@ impl Quartiles {
 /// All of it.
 pub(crate) struct Comparison {
     machine: Machine,
-    /// By work, subject and round: us of CPU time for one operation.
-    samples: Vec<(Kind, Subject, BTreeMap<u32, f64>)>,
+    samples: Vec<Samples>,
     /// What a subject's own process took, % of one CPU.
     own: Vec<(Subject, Vec<f64>)>,
     left_out: Vec<(Subject, String)>,
+}
+
+/// Of one kind of work under one subject.
+struct Samples {
+    kind: Kind,
+    subject: Subject,
+    /// CPU time for one operation, us.
+    us: Vec<f64>,
+    /// What that is above nothing, %.
+    added: Vec<f64>,
 }
 
 /// One row of the table.
@@ -56,14 +66,22 @@ impl Comparison {
         Self { machine, samples: Vec::new(), own: Vec::new(), left_out: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, round: u32, kind: Kind, subject: Subject, us: f64) {
-        let place = self.samples.iter_mut().find(|(k, s, _)| (*k, *s) == (kind, subject));
-        match place {
-            Some((_, _, samples)) => {
-                samples.insert(round, us);
-            }
-            None => self.samples.push((kind, subject, BTreeMap::from([(round, us)]))),
-        }
+    /// CPU time for one operation, us: under the subject, and under nothing before and after.
+    pub(crate) fn add(&mut self, kind: Kind, subject: Subject, us: f64, around: [f64; 2]) {
+        let nothing = f64::midpoint(around[0], around[1]);
+        self.samples_of(kind, subject).us.push(us);
+        self.samples_of(kind, subject).added.push((us / nothing - 1.0) * 100.0);
+        // What comes after one subject comes before the next.
+        self.samples_of(kind, Subject::Nothing).us.push(around[0]);
+    }
+
+    fn samples_of(&mut self, kind: Kind, subject: Subject) -> &mut Samples {
+        let is_it = |samples: &Samples| (samples.kind, samples.subject) == (kind, subject);
+        let at = self.samples.iter().position(is_it).unwrap_or_else(|| {
+            self.samples.push(Samples { kind, subject, us: Vec::new(), added: Vec::new() });
+            self.samples.len() - 1
+        });
+        &mut self.samples[at]
     }
 
     pub(crate) fn add_own(&mut self, subject: Subject, percent: f64) {
@@ -74,26 +92,20 @@ impl Comparison {
     }
 
     pub(crate) fn leave_out(&mut self, subject: Subject, why: String) {
-        self.left_out.push((subject, why));
-    }
-
-    /// What a subject adds to the work, in percent of nothing in the same round.
-    pub(crate) fn added(&self, kind: Kind, subject: Subject) -> Option<Quartiles> {
-        let of = |subject| self.samples.iter().find(|(k, s, _)| (*k, *s) == (kind, subject));
-        let ((_, _, with), (_, _, without)) = (of(subject)?, of(Subject::Nothing)?);
-        let pairs = with.iter().filter_map(|(round, us)| Some((us, without.get(round)?)));
-        Quartiles::of(pairs.map(|(us, nothing)| (us / nothing - 1.0) * 100.0).collect())
+        if !self.left_out.iter().any(|(known, _)| *known == subject) {
+            self.left_out.push((subject, why));
+        }
     }
 
     fn rows(&self) -> impl Iterator<Item = Row> {
         let mut all: Vec<_> = self.samples.iter().collect();
-        all.sort_by_key(|(kind, subject, _)| (*kind as u8, *subject as u8));
-        all.into_iter().filter_map(|(kind, subject, samples)| {
+        all.sort_by_key(|samples| (samples.kind as u8, samples.subject as u8));
+        all.into_iter().filter_map(|Samples { kind, subject, us, added }| {
             Some(Row {
                 work: kind.title(),
                 subject: subject.title(),
-                us: Quartiles::of(samples.values().copied().collect())?,
-                added_percent: (*subject != Subject::Nothing).then(|| self.added(*kind, *subject)).flatten(),
+                us: Quartiles::of(us.clone())?,
+                added_percent: Quartiles::of(added.clone()),
             })
         })
     }
@@ -133,7 +145,7 @@ impl fmt::Display for Comparison {
             write!(f, "  {:<32} {:>8} {:>17}", row.subject, number(row.us.median), range(&row.us, number))?;
             match row.added_percent {
                 Some(added) => {
-                    writeln!(f, " {:>9} {:>17} {:>3}", signed(added.median), range(&added, signed), added.n)?
+                    writeln!(f, " {:>9} {:>17} {:>3}", signed(added.median), range(&added, signed), added.n)?;
                 }
                 None => writeln!(f, " {:>9} {:>17} {:>3}", "", "", row.us.n)?,
             }
@@ -170,21 +182,21 @@ mod tests {
     fn quartiles_lie_between_the_measurements() {
         let four = Quartiles::of(vec![4.0, 1.0, 3.0, 2.0]).unwrap();
         assert_eq!((four.low, four.median, four.high, four.n), (1.75, 2.5, 3.25, 4));
-        assert_eq!(Quartiles::of(vec![7.0]).unwrap().median, 7.0);
+        assert_eq!(Quartiles::of(vec![7.0]).map(|one| number(one.median)), Some("7.00".to_owned()));
         assert_eq!(Quartiles::of(Vec::new()), None);
     }
 
     #[test]
-    fn only_what_was_measured_in_the_same_round_is_compared() {
+    fn each_is_compared_with_what_is_around_it() {
         let mut comparison = Comparison::new(Machine::nowhere());
-        for (round, nothing, agent) in [(0, 10.0, 11.0), (1, 100.0, 105.0), (2, 50.0, 51.0)] {
-            comparison.add(round, Kind::Requests, Subject::Nothing, nothing);
-            comparison.add(round, Kind::Requests, Subject::Agent, agent);
+        for (agent, around) in [(11.0, [9.0, 11.0]), (105.0, [110.0, 90.0]), (51.0, [50.0, 50.0])] {
+            comparison.add(Kind::Requests, Subject::Agent, agent, around);
         }
-        comparison.add(3, Kind::Requests, Subject::Agent, 1000.0);
-        let added = comparison.added(Kind::Requests, Subject::Agent).unwrap();
-        assert_eq!((added.n, signed(added.median)), (3, "+5.0".to_owned()));
-        assert_eq!(comparison.added(Kind::Stream, Subject::Agent), None);
+        let rows: Vec<_> = comparison.rows().collect();
+        let added: Vec<_> =
+            rows.iter().map(|row| row.added_percent.map(|added| signed(added.median))).collect();
+        assert_eq!(added, [None, Some("+5.0".to_owned())]);
+        assert_eq!((rows[0].us.median, rows[1].us.n), (50.0, 3));
         assert!(comparison.to_string().contains("+5.0"));
     }
 }

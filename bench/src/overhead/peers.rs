@@ -39,10 +39,13 @@ pub(crate) enum Sign {
 }
 
 /// A program and its Debian package, or how else to get it.
-fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
+pub(super) fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
     match subject {
         Subject::Tcplife => Some(("tcplife", "libbpf-tools")),
         Subject::Tcpstates => Some(("tcpstates", "libbpf-tools")),
+        Subject::Tcprtt => Some(("tcprtt", "libbpf-tools")),
+        Subject::Tcpconnlat => Some(("tcpconnlat", "libbpf-tools")),
+        Subject::Tcptop => Some(("tcptop", "libbpf-tools")),
         Subject::BpftraceRtt | Subject::BpftraceLife => Some(("bpftrace", "bpftrace")),
         Subject::Ss => Some(("ss", "iproute2")),
         Subject::Rezolus => Some(("rezolus", "cargo: `cargo install rezolus`")),

@@ -38,6 +38,12 @@ pub(crate) enum Subject {
     Tcplife,
     /// bcc's tcpstates (libbpf-tools).
     Tcpstates,
+    /// bcc's tcprtt (libbpf-tools), where the kernel takes it.
+    Tcprtt,
+    /// bcc's tcpconnlat (libbpf-tools), where the kernel takes it.
+    Tcpconnlat,
+    /// bcc's tcptop (libbpf-tools), where the kernel takes it.
+    Tcptop,
     /// bpftrace: a histogram of round-trip times.
     BpftraceRtt,
     /// bpftrace: a histogram of lifetimes.
@@ -61,11 +67,19 @@ impl Subject {
             Self::Trace => "trace -o json",
             Self::Tcplife => "tcplife",
             Self::Tcpstates => "tcpstates",
+            Self::Tcprtt => "tcprtt",
+            Self::Tcpconnlat => "tcpconnlat",
+            Self::Tcptop => "tcptop",
             Self::BpftraceRtt => "bpftrace, round trips",
             Self::BpftraceLife => "bpftrace, lifetimes",
             Self::Ss => "ss -tin each second",
             Self::Rezolus => "rezolus",
         }
+    }
+
+    /// Whether it is another tool.
+    pub(crate) fn is_peer(self) -> bool {
+        peers::needs(self).is_some()
     }
 
     /// What is missing for it on this machine.
@@ -85,8 +99,11 @@ pub(crate) enum Attached {
 
 impl Attached {
     /// Starts it on that CPU, and waits until it watches.
-    pub(crate) fn start(subject: Subject, tcptide: &Tcptide, cpu: usize) -> Result<Self> {
+    pub(crate) fn start(subject: Subject, tcptide: &Tcptide, cpu: usize, short: bool) -> Result<Self> {
         let agent = |args: &[&str], seconds: Option<u64>| -> Result<Self> {
+            // Samples of run times are rare, and might be as long as all of a short measurement.
+            let stats = if short { "never" } else { "sample" };
+            let args = [args, &["--program-stats", stats]].concat();
             let agent = pin::on(cpu, || tcptide.agent(args))?;
             thread::sleep(SETTLED);
             let scraper =

@@ -50,7 +50,7 @@ impl Kind {
     /// remember for a minute.
     fn operations(self) -> u64 {
         match self {
-            Self::Stream => 1024,
+            Self::Stream => 512,
             Self::Requests => 20_000,
             Self::Connections | Self::Veth => 5_000,
         }

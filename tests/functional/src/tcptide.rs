@@ -136,6 +136,9 @@ impl Tcptide {
         let agent = Agent { address, streaming };
         wait_until("the agent to be ready", ATTACH, || {
             if !agent.streaming.is_running() {
+                // Its last words may still be on their way.
+                let _ =
+                    agent.streaming.reading.stderr().wait_for("the end", Duration::from_secs(1), |_| false);
                 bail!("the agent ended early: {}", agent.streaming.stderr().join("\n"));
             }
             Ok(agent.get("/-/ready").is_ok_and(|answer| answer.status == 200).then_some(()))

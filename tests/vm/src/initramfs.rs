@@ -22,7 +22,7 @@ const MODULES: [&str; 5] = ["veth", "tun", "tcp_diag", "tcp_bbr", "sch_netem"];
 const MPTCP_DIAG: (&str, (u64, u64)) = ("mptcp_diag", (5, 11));
 
 /// What init.sh and the stories call and busybox has not got, or not like this; and Debian's package of it.
-const TOOLS: [(&str, &str); 13] = [
+const TOOLS: [(&str, &str); 18] = [
     ("sh", "dash"),
     ("bash", "bash"),
     ("date", "coreutils"),
@@ -36,6 +36,12 @@ const TOOLS: [(&str, &str); 13] = [
     ("prlimit", "util-linux"),
     ("script", "bsdutils"),
     ("bpftool", "bpftool"),
+    // What the bench compares with.
+    ("tcplife", "libbpf-tools"),
+    ("tcpstates", "libbpf-tools"),
+    ("tcprtt", "libbpf-tools"),
+    ("tcpconnlat", "libbpf-tools"),
+    ("tcptop", "libbpf-tools"),
 ];
 
 /// The archive of the programs, as a file at `archive`.
@@ -58,6 +64,7 @@ pub(crate) fn programs(programs: &Programs, archive: &Path) -> Result<()> {
     }
     root.program(&std::env::current_exe()?, "bin/vm")?;
     root.program(&programs.tcptide, "bin/tcptide")?;
+    root.program(&programs.bench, "bin/bench")?;
     // The tests look for it in the folder above theirs.
     root.program(&programs.workload, "bin/workload")?;
     root.pack(archive)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::kernels::Kernel;
-use crate::plan::{Cost, Line, Plan, Program, Story, Told};
+use crate::plan::{Cost, Line, Plan, Program, Story, Told, Watched};
 use crate::programs::Programs;
 use crate::stories::{Functional, Wanted, plans};
 use crate::{initramfs, machine};
@@ -29,6 +29,7 @@ pub(crate) struct Results {
     /// In the order of the program table.
     pub programs: Vec<Program>,
     pub costs: Vec<Cost>,
+    pub watched: Vec<Watched>,
     pub stories: Vec<Told>,
 }
 
@@ -43,6 +44,7 @@ impl Results {
             match line {
                 Line::Programs(programs) => self.add_programs(programs),
                 Line::Costs(costs) => self.costs = costs,
+                Line::Overhead(watched) => self.watched.extend(watched),
                 Line::Story(told) => self.stories.push(told),
                 Line::End => {}
             }
@@ -122,6 +124,7 @@ pub(crate) fn run(
         kernel: kernel.clone(),
         programs: Vec::new(),
         costs: Vec::new(),
+        watched: Vec::new(),
         stories: Vec::new(),
     };
     let mut results: Vec<_> = kernels.iter().map(nothing_of).collect();

@@ -69,6 +69,10 @@ pub(crate) enum Story {
     CgroupV1,
     /// How many instructions each program takes with short connections.
     Cost,
+    /// How many instructions the same work takes while tcptide watches.
+    Overhead,
+    /// And while other tools do.
+    Peers,
 }
 
 impl fmt::Display for Story {
@@ -85,6 +89,8 @@ impl fmt::Display for Story {
             Self::NoBtf => f.write_str("no BTF: one sentence says so"),
             Self::CgroupV1 => f.write_str("cgroup v1 only: the process's cgroup is the owner"),
             Self::Cost => f.write_str("cost: every program that short connections run is measured"),
+            Self::Overhead => f.write_str("overhead: being watched costs no more than it did"),
+            Self::Peers => f.write_str("peers: what being watched by other tools costs"),
         }
     }
 }
@@ -96,6 +102,8 @@ pub(crate) enum Line {
     Programs(Vec<Program>),
     /// What a run of each program takes.
     Costs(Vec<Cost>),
+    /// What the work takes.
+    Overhead(Vec<Watched>),
     /// How a story went.
     Story(Told),
     /// All have been told.
@@ -135,4 +143,16 @@ pub(crate) struct Cost {
     pub runs: f64,
     /// Instructions of the CPU for a run, with what the kernel takes to measure it.
     pub instructions: f64,
+}
+
+/// What an operation takes while somebody watches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Watched {
+    pub work: String,
+    /// Who watches.
+    pub subject: String,
+    /// Instructions of the CPU, in both processes and in the kernel on their behalf.
+    pub instructions: f64,
+    /// What that is above nothing, %; of nothing itself there is none.
+    pub added: Option<f64>,
 }

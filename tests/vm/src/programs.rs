@@ -1,4 +1,4 @@
-//! What runs in a guest, as cargo builds it: tcptide, the workload, and the functional tests.
+//! What runs in a guest, as cargo builds it: tcptide, the bench, the workload, and the functional tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 #[derive(Debug)]
 pub(crate) struct Programs {
     pub tcptide: PathBuf,
+    pub bench: PathBuf,
     pub workload: PathBuf,
     /// The files of the functional tests by name, `lifecycle` and the like.
     pub tests: BTreeMap<String, PathBuf>,
@@ -19,7 +20,8 @@ pub(crate) struct Programs {
 
 /// Builds everything, or finds that it has been built.
 pub(crate) fn build() -> Result<Programs> {
-    let tcptide = cargo(&["build", "--release", "-p", "tcptide"])?;
+    // Together, as `make bench` does: else what both need would be built twice.
+    let released = cargo(&["build", "--release", "-p", "tcptide", "-p", "functional", "-p", "bench"])?;
     let functional = cargo(&["test", "--no-run", "-p", "functional"])?;
     let program = |artifacts: &[Artifact], name: &str| {
         let found = artifacts.iter().find(|artifact| artifact.is("bin", name) && !artifact.profile.test);
@@ -29,8 +31,9 @@ pub(crate) fn build() -> Result<Programs> {
     };
     let tests = functional.iter().filter(|artifact| artifact.is_of("test"));
     Ok(Programs {
-        tcptide: program(&tcptide, "tcptide")?,
-        workload: program(&functional, "workload")?,
+        tcptide: program(&released, "tcptide")?,
+        bench: program(&released, "bench")?,
+        workload: program(&released, "workload")?,
         tests: tests.filter_map(|test| Some((test.target.name.clone(), test.executable.clone()?))).collect(),
     })
 }

@@ -20,7 +20,8 @@ impl Report<'_> {
     /// For the terminal: with what changed since the page was written, and with times.
     pub(crate) fn tables(&self) -> String {
         let (programs, stories) = (self.programs(Some(&self.before)), self.stories(true));
-        format!("{}\n{programs}\n{}\n{stories}\n{}", self.kernels(), self.costs(), self.left_out())
+        let (costs, overhead) = (self.costs(), self.overhead());
+        format!("{}\n{programs}\n{costs}\n{overhead}\n{stories}\n{}", self.kernels(), self.left_out())
     }
 
     /// For `docs/kernels.md`.
@@ -34,7 +35,10 @@ impl Report<'_> {
              are only version 1 cgroups.\n\n{}\n## Cost\n\n\
              Instructions of the CPU that a run takes, and runs for a connection with one request and its answer, both ends on \
              the host. The kernel's measuring of run times is in them: `lifecycle_nested` finds all done, and takes hardly \
-             anything else.\n\n{}\n## Stories\n\n\
+             anything else.\n\n{}\n\
+             And what an operation takes, both ends on the host, while nobody watches and while tcptide, empty programs on its hooks or \
+             bcc's tools do (`bench overhead --short --pairs 3`): the processes' own instructions and the kernel's on their \
+             behalf.\n\n{}\n## Stories\n\n\
              What is told of virtual machines alone, and the functional tests (`tests/functional/tests`): those about what \
              differs between kernels on each, of the others each on one, and none of those that are about what tcptide makes \
              of what the kernel told. `make test-vm ARGS=--all` tells all of them on each kernel. `-`: not told there.\n\n{}\n## Left out\n\n\
@@ -42,6 +46,7 @@ impl Report<'_> {
             self.kernels(),
             self.programs(None),
             self.costs(),
+            self.overhead(),
             self.stories(false),
             self.left_out()
         )
@@ -116,6 +121,28 @@ impl Report<'_> {
         });
         // Not by the name that the table of programs has, which is read again.
         table(&self.header("a run of"), &rows.collect::<Vec<_>>())
+    }
+
+    fn overhead(&self) -> String {
+        let mut names: Vec<(&str, &str)> = Vec::new();
+        for watched in self.results.iter().flat_map(|results| &results.watched) {
+            let name = (watched.work.as_str(), watched.subject.as_str());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let rows = names.into_iter().map(|(work, subject)| {
+            let cell = |results: &Results| {
+                let watched = results.watched.iter().find(|w| w.work == work && w.subject == subject);
+                watched.map_or("-".to_owned(), |watched| {
+                    let added = watched.added.map(|added| format!(", {added:+.1} %"));
+                    format!("{:.0}{}", watched.instructions, added.unwrap_or_default())
+                })
+            };
+            let name = format!("{work}: {subject}");
+            std::iter::once(name).chain(self.results.iter().map(cell)).collect()
+        });
+        table(&self.header("an operation"), &rows.collect::<Vec<_>>())
     }
 
     fn stories(&self, with_times: bool) -> String {

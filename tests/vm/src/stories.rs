@@ -165,9 +165,14 @@ pub(crate) fn plans(kernels: &[Kernel], functional: &Functional, wanted: Wanted<
         // Lockdown cannot be lifted again: it comes last.
         let own =
             vec![Story::Doctor, Story::Commands, Story::NoBtf, Story::Rps { preemptible }, Story::Lockdown];
+        let mut counted = vec![Story::Cost, Story::Overhead];
+        // They take as long as all else together to start in a guest: only if they are asked for.
+        if !wanted.only.is_empty() {
+            counted.push(Story::Peers);
+        }
         let mut plans = vec![
             (Boot::Usual, own),
-            (Boot::Counted, vec![Story::Cost]),
+            (Boot::Counted, counted),
             (Boot::CgroupV1, vec![Story::Doctor, Story::CgroupV1]),
         ];
         let all = wanted.all || !wanted.only.is_empty();

@@ -214,7 +214,8 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     // How many cgroups found no room is not known, only that there were some.
     let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Gauge(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
-    let seconds = |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Seconds(time.as_secs_f64())) };
+    let seconds =
+        |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Seconds(time.as_secs_f64())) };
     [
         (&metrics::CONTAINER_INFO, info.collect()),
         (&metrics::BUILD_INFO, vec![(build, Value::Gauge(1.0))]),

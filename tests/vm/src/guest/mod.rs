@@ -4,6 +4,7 @@ mod cgroup_v1;
 mod commands;
 mod cost;
 mod doctor;
+mod overhead;
 mod refused;
 mod rps;
 mod tests;
@@ -59,6 +60,8 @@ fn tell(story: &Story, boot: Boot, results: &mut Results) -> Result<String> {
         Story::NoBtf => refused::no_btf(),
         Story::CgroupV1 => cgroup_v1::tell(),
         Story::Cost => cost::tell(results),
+        Story::Overhead => overhead::tell(results),
+        Story::Peers => overhead::peers(results),
     }
 }
 
