@@ -18,9 +18,9 @@ check: ## what needs no root: format, lints, dependencies, API documentation, un
 test-vm: ## tcptide on Debian's kernels in virtual machines (x86-64, no root); ARGS="6.1 newest", or --write for docs/kernels.md
 	@tools/vm.sh $(ARGS)
 
-bench: ## what tcptide costs, as root, in three minutes; ARGS=--help tells how to vary it
+bench: ## what tcptide costs, beside nothing and other tools, as root, in a quarter of an hour; ARGS=--help tells more
 	@cargo build --locked --release -p tcptide -p functional -p bench
-	@$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
+	@$${CARGO_TARGET_DIR:-target}/release/bench $(or $(ARGS),overhead)
 
 docs: ## write the generated pages in docs/ anew
 	@TCPTIDE_WRITE_DOCS=1 cargo test --quiet -p tcptide-model -p tcptide
