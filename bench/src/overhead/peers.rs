@@ -48,7 +48,6 @@ pub(super) fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
         Subject::Tcptop => Some(("tcptop", "libbpf-tools")),
         Subject::BpftraceRtt | Subject::BpftraceLife => Some(("bpftrace", "bpftrace")),
         Subject::Ss => Some(("ss", "iproute2")),
-        Subject::Rezolus => Some(("rezolus", "cargo: `cargo install rezolus`")),
         _ => None,
     }
 }
@@ -80,7 +79,6 @@ pub(crate) fn command(subject: Subject) -> Result<(Command, Sign)> {
             command.args(["-c", script]).arg(path);
             (command, Sign::Runs)
         }
-        Subject::Rezolus => bail!("no configuration for rezolus yet"),
         _ => (with_tracefs(path, &[]), Sign::Programs),
     })
 }

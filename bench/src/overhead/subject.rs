@@ -50,8 +50,6 @@ pub(crate) enum Subject {
     BpftraceLife,
     /// `ss -tin` once a second.
     Ss,
-    /// Rezolus.
-    Rezolus,
 }
 
 impl Subject {
@@ -73,7 +71,6 @@ impl Subject {
             Self::BpftraceRtt => "bpftrace, round trips",
             Self::BpftraceLife => "bpftrace, lifetimes",
             Self::Ss => "ss -tin each second",
-            Self::Rezolus => "rezolus",
         }
     }
 
