@@ -51,7 +51,7 @@ check() {
 # Namespaces, containers, BPF: as root only.
 functional() {
     local target=${CARGO_TARGET_DIR:-target}
-    step "release build" cargo build --locked --release -p tcptide
+    step "release build" cargo build --locked --release -p tcptide -p functional -p bench
     if ! is_root; then
         not_run+=("the functional tests and \`make run\`, which need root")
         return
