@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// From its programs being loaded to their being attached.
 const ATTACHED: Duration = Duration::from_millis(500);
 
-/// Round-trip times as tcp_probe shows them, by process name of whoever happens to run: it cannot know better.
+/// Round-trip times as tcp_probe shows them, of all sockets together.
 const RTT: &str = "tracepoint:tcp:tcp_probe { @srtt_us = hist(args->srtt); }";
 const LIFE: &str = "tracepoint:sock:inet_sock_set_state { \
      if (args->protocol == 6 && args->newstate == 2) { @born[args->skaddr] = nsecs; } \
@@ -34,11 +34,11 @@ pub(crate) enum Sign {
     Says(&'static str),
     /// It has loaded BPF programs.
     Programs,
-    /// It runs.
+    /// It runs: a shell, which starts others again and again.
     Runs,
 }
 
-/// A program and its Debian package, or how else to get it.
+/// A tool's program, and the Debian package that it is in; `None` of what is no other tool.
 pub(super) fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
     match subject {
         Subject::Tcplife => Some(("tcplife", "libbpf-tools")),
@@ -88,6 +88,7 @@ pub(crate) struct Peer {
     child: Child,
     line: String,
     stderr: Lines,
+    sign: Sign,
 }
 
 impl Peer {
@@ -101,7 +102,7 @@ impl Peer {
             .spawn()
             .with_context(|| format!("starting `{line}`"))?;
         let (stderr, _) = Lines::collect(child.stderr.take().context("the child has no stderr")?);
-        let mut peer = Self { child, line, stderr };
+        let mut peer = Self { child, line, stderr, sign };
         match sign {
             Sign::Says(sign) => {
                 peer.stderr.wait_for(sign, PATIENCE, |said| said.contains(sign))?;
@@ -112,7 +113,7 @@ impl Peer {
                     if let Some(status) = peer.child.try_wait()? {
                         bail!("`{}`: {status}: {}", peer.line, peer.stderr.all().join("\n"));
                     }
-                    Ok(has_programs(peer.pid()).then_some(()))
+                    Ok(has_programs(peer.child.id()).then_some(()))
                 })?;
                 thread::sleep(ATTACHED);
             }
@@ -121,8 +122,9 @@ impl Peer {
         Ok(peer)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    /// The process that does all of its work, if it is one.
+    pub(crate) fn worker(&self) -> Option<u32> {
+        (!matches!(self.sign, Sign::Runs)).then(|| self.child.id())
     }
 
     /// Does what Ctrl-C does, and waits.

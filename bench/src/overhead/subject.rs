@@ -125,12 +125,12 @@ impl Attached {
         }
     }
 
-    /// Its process, if it is one.
+    /// Its process, if all that it does is done by one.
     pub(crate) fn pid(&self) -> Option<u32> {
         match self {
             Self::Nothing | Self::Floor { .. } => None,
             Self::Agent { agent, .. } => Some(agent.pid()),
-            Self::Peer(peer) => Some(peer.pid()),
+            Self::Peer(peer) => peer.worker(),
         }
     }
 

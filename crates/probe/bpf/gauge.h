@@ -282,12 +282,9 @@ static __always_inline bool peek_socket(struct sock *sk, struct tcp_sock *tp, st
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
-static __always_inline __u64 advance64(__u64 *folded, __u64 now)
+static __always_inline void advance64(__u64 *folded, __u64 now)
 {
-	__s64 grown = if_positive((__s64)(now - *folded));
-
-	*folded += grown;
-	return grown;
+	*folded += if_positive((__s64)(now - *folded));
 }
 
 /* The kernel's 32-bit counters wrap. */

@@ -36,8 +36,8 @@ impl Report<'_> {
              Instructions of the CPU that a run takes, and runs for a connection with one request and its answer, both ends on \
              the host. The kernel's measuring of run times is in them: `lifecycle_nested` finds all done, and takes hardly \
              anything else.\n\n{}\n\
-             And what an operation takes, both ends on the host, while nobody watches and while tcptide, empty programs on its hooks or \
-             bcc's tools do (`bench overhead --short --pairs 3`): the processes' own instructions and the kernel's on their \
+             And what an operation takes, both ends on the host, while nobody watches and while tcptide does, or empty programs on \
+             its hooks (`bench overhead --short --pairs 3`): the processes' own instructions and the kernel's on their \
              behalf.\n\n{}\n## Stories\n\n\
              What is told of virtual machines alone, and the functional tests (`tests/functional/tests`): those about what \
              differs between kernels on each, of the others each on one, and none of those that are about what tcptide makes \
