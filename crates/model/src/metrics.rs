@@ -432,7 +432,7 @@ own! {
     EVENTS_LOST "tcptide_events_lost_total" Counter ["reason"]
         "Events that found no room: connection_buffer_full, cgroup_buffer_full."
     STORAGE_FAILURES "tcptide_storage_failures_total" Counter []
-        "Sockets that could not be given a gauge, for want of memory: they are in no figure."
+        "Sockets that could not be given a gauge, for want of room (see --max-sockets) or memory: they are in no figure."
     TOTALS_FAILURES "tcptide_totals_failures_total" Counter []
         "Updates that went to ~other for want of room: see --metrics.max-cgroups."
     UNATTRIBUTED "tcptide_unattributed_sockets_total" Counter []

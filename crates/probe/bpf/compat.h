@@ -28,6 +28,13 @@ const volatile __u32 owner_controller = 0;
 /* The hierarchy whose cgroups are named: 0 is cgroup2. */
 const volatile int owner_hierarchy = 0;
 
+/*
+ * 6.2: a program may say of an address what lies there, and read it directly, as of any pointer that may be stale. Before, it
+ * has to copy.
+ */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+#define casts_addresses bpf_ksym_exists(bpf_rdonly_cast)
+
 /* clang 14 may fold a bounds check into the index's computation, which 6.1 does not follow. */
 #define opaque(x) asm volatile("" : "+r"(x))
 

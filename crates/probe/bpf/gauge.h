@@ -36,6 +36,77 @@ __noinline __u32 slot_of(__u32 scale, __u64 us)
 	return slot;
 }
 
+/* ---- The gauge of a socket ---------------------------------------------------------------------------- */
+
+/*
+ * A gauge is made when a socket begins, and taken out when it ends. Memory that is taken out may be another socket's gauge in
+ * the next moment, so:
+ *  - a program that runs while the socket is locked uses its gauge as it is: only the close takes it out, and the close has
+ *    the lock;
+ *  - all others hold it while they use it. Who is last takes it out.
+ */
+
+static __always_inline __u64 cookie_of(struct sock *sk)
+{
+	return sk->__sk_common.skc_cookie.counter;
+}
+
+/* That of a socket that is locked. */
+static __always_inline struct gauge *gauge_of(struct sock *sk)
+{
+	__u64 cookie = cookie_of(sk);
+
+	return bpf_map_lookup_elem(&gauges, &cookie);
+}
+
+/* The first words of a gauge in the making: nobody can hold it, as nobody could what the memory was before. */
+static const __u64 unborn[sizeof(struct gauge) / 8] = { [__builtin_offsetof(struct gauge, holders) / 8] = GAUGE_DONE };
+
+_Static_assert(__builtin_offsetof(struct gauge, holders) % 8 == 0, "where GAUGE_DONE goes");
+
+/* That of a socket, new if it has none. NULL if there is no room. */
+static __always_inline struct gauge *make_gauge(struct sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+
+	bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&gauges, &cookie);
+}
+
+/* Whether the gauge, which was found without the socket's lock, is still that of the socket at this address, and then stays. */
+static __always_inline bool hold(struct gauge *g, __u64 sk)
+{
+	bool is_there;
+
+	bpf_spin_lock(&g->lock);
+	is_there = g->sk == sk && !(g->holders & GAUGE_DONE);
+	if (is_there)
+		__sync_fetch_and_add(&g->holders, 1);
+	bpf_spin_unlock(&g->lock);
+	return is_there;
+}
+
+static __always_inline void release(struct gauge *g, __u64 cookie)
+{
+	if (__sync_fetch_and_add(&g->holders, -1) == (GAUGE_DONE | 1))
+		bpf_map_delete_elem(&gauges, &cookie);
+}
+
+/* That of a socket that may not be locked; to be released. */
+static __always_inline struct gauge *hold_gauge(struct sock *sk)
+{
+	struct gauge *g = gauge_of(sk);
+
+	return g && hold(g, (__u64)sk) ? g : NULL;
+}
+
+/* The socket has ended, and nothing more will be asked of its gauge. */
+static __always_inline void finish_gauge(struct gauge *g, __u64 cookie)
+{
+	if (!__sync_fetch_and_or(&g->holders, GAUGE_DONE))
+		bpf_map_delete_elem(&gauges, &cookie);
+}
+
 /* ---- The owner ---------------------------------------------------------------------------------------- */
 
 static __always_inline __u64 task_cgroup(void)
@@ -57,6 +128,17 @@ static __always_inline __u64 socket_cgroup(struct sock *sk)
 	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
 
 	return cgroup ? cgroup->kn->id : CGROUP_UNATTRIBUTED;
+}
+
+/* The inode number of a namespace, from a socket that may be a copy: see socket_at(). */
+static __always_inline __u32 inode_of(const struct net *net)
+{
+	__u32 inum = 0;
+
+	if (casts_addresses)
+		return net->ns.inum;
+	bpf_probe_read_kernel(&inum, sizeof(inum), &net->ns.inum);
+	return inum;
 }
 
 /* What tells a network namespace from all others of this boot. Its inode number does not: that is given again. */
@@ -414,18 +496,21 @@ static __always_inline void fold_last(struct tcp_sock *tp, struct gauge *g, stru
 	add_grown(t, &now, &g->folded);
 }
 
-/* Moves what is new since the last fold into the owner's totals. */
-static __always_inline void fold(struct gauge *g, struct totals *t, const struct reading *now)
+/*
+ * Moves what is new since the last fold into the owner's totals, unless it has ended since it was read: it began at
+ * `opened_ns` then. Returns whether it has not.
+ */
+static __always_inline bool fold(struct gauge *g, struct totals *t, const struct reading *now, __u64 opened_ns)
 {
 	struct reading before;
 	const struct counters *c = &now->counters;
 	struct counters *f = &g->folded.counters;
-	bool closed;
+	bool is_open;
 
 	bpf_spin_lock(&g->lock);
 	before = g->folded;
-	closed = g->flags & FLAG_CLOSED;
-	if (!closed) {
+	is_open = !(g->flags & FLAG_CLOSED) && g->opened_ns == opened_ns;
+	if (is_open) {
 		advance64(&f->sent_bytes, c->sent_bytes);
 		advance64(&f->acked_bytes, c->acked_bytes);
 		advance64(&f->received_bytes, c->received_bytes);
@@ -441,8 +526,9 @@ static __always_inline void fold(struct gauge *g, struct totals *t, const struct
 			advance32(&g->folded.retransmits_by_kind[i], now->retransmits_by_kind[i]);
 	}
 	bpf_spin_unlock(&g->lock);
-	if (!closed)
+	if (is_open)
 		add_grown(t, now, &before);
+	return is_open;
 }
 
 /* What a listener turned away since the last fold. */
@@ -760,7 +846,7 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	struct sock *sk = (void *)tp;
 
 	c->time_ns = bpf_ktime_get_ns();
-	c->cookie = bpf_get_socket_cookie(sk);
+	c->cookie = cookie_of(sk);
 	c->cgroup_id = g->cgroup_id;
 	c->opened_ns = g->opened_ns;
 	c->established_ns = g->established_ns;
@@ -815,7 +901,7 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	peer_address(sk, c->peer_address);
 	c->local_port = local_port(tp);
 	c->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	c->netns = sk->__sk_common.skc_net.net->ns.inum;
+	c->netns = inode_of(sk->__sk_common.skc_net.net);
 	c->pid = g->pid;
 	__builtin_memcpy(c->comm, g->comm, sizeof(c->comm));
 	c->srtt_us = tp->srtt_us >> 3;

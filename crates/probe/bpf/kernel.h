@@ -34,13 +34,11 @@ enum {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
-	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1 << 0,
 	BPF_F_MMAPABLE = 1 << 10,
-	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 	BPF_RB_NO_WAKEUP = 1 << 0,
 	BPF_RB_FORCE_WAKEUP = 1 << 1,
 };
@@ -160,6 +158,10 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -168,6 +170,7 @@ struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	atomic64_t skc_cookie; /* 0: nobody asked for one yet */
 	unsigned long skc_flags; /* bits of enum sock_flags */
 	struct sock *skc_listener; /* of a request */
 	struct in6_addr skc_v6_daddr;	  /* absent without CONFIG_IPV6 */
@@ -316,6 +319,7 @@ struct tcp_sock {
 	__u8 syn_data : 1; /* the SYN carried data */
 	__u8 syn_data_acked : 1; /* which the peer took */
 	__u8 fastopen_client_fail : 2;
+	int linger2; /* how long to stay in FIN_WAIT2; negative: not at all */
 	bool is_mptcp;
 	struct minmax rtt_min;
 	struct tcp_rack rack;
@@ -373,9 +377,9 @@ struct bpf_iter__tcp {
 	struct sock_common *sk_common;
 };
 
-struct bpf_iter__bpf_sk_storage_map {
+struct bpf_iter__bpf_map_elem {
 	struct bpf_iter_meta *meta;
-	struct sock *sk;
+	void *key;
 	void *value;
 };
 

@@ -29,9 +29,15 @@ enum news {
 	NEWS_ACCEPTED = 8,
 };
 
-/* What a socket carries: one a connection or listener, so every byte counts. With the kernel's own 72 it fills 512. */
+/* In `holders`: it may be taken out as soon as nobody holds it. */
+#define GAUGE_DONE (1U << 31)
+
+/*
+ * What is known of a socket: one a connection or listener, so every byte counts. With the kernel's own 64 it fills 512.
+ * See gauge.h for who may touch it when.
+ */
 struct gauge {
-	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED: the walk and the close meet there */
+	struct bpf_spin_lock lock; /* around `folded` and FLAG_CLOSED, where the walk and the close meet, and to take hold */
 	union {
 		struct {
 			__u8 flags;
@@ -41,6 +47,9 @@ struct gauge {
 		};
 		__u32 head; /* to set flags at once with others who do */
 	};
+	__u32 holders; /* how many use it without the socket's lock, and GAUGE_DONE */
+	__u32 news;    /* bits of enum news */
+	__u64 sk;      /* the socket's address */
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
@@ -65,7 +74,6 @@ struct gauge {
 		__u32 accept_wait_us;	/* of a passive one */
 		__u32 asked_seq;	/* how far this side had sent when data last came: of an active one */
 	};
-	__u32 news;				/* bits of enum news */
 	__u32 response_us;			/* the last one */
 	__u32 new_response_us;			/* one that is not in the totals yet; 0: there is none */
 	__u32 ready_at;				/* when data came that has not been read, us; 0: there is none */
@@ -82,18 +90,31 @@ struct gauge {
 	struct rtt_samples rtt;
 };
 
-_Static_assert(sizeof(struct gauge) <= 512 - 72, "the next size the kernel has is twice as much");
+_Static_assert(sizeof(struct gauge) <= 512 - 64, "the next size the kernel has is twice as much");
 
 /*
- * Storage on the socket: born and freed with it, found without a search, and never full. No preallocation
- * exists for this type.
+ * By the socket's cookie, which is given once and never again: of a socket whose end nobody saw no other takes over what it
+ * left. Not storage on the socket, which would be found without a search: making and freeing that takes three times as long
+ * and another 200 bytes (docs/decisions/0004-what-a-connection-costs.md). Not preallocated: a host has ten sockets or a
+ * million. The loader sets the size.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(max_entries, 262144);
+	__type(key, __u64);
 	__type(value, struct gauge);
 } gauges SEC(".maps");
+
+/* Room for a struct tcp_sock: see socket_at(). */
+#define SOCKET_ROOM 8192
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[SOCKET_ROOM]);
+} socket_copy SEC(".maps");
 
 /* Whose SYN-ACK was sent again, as the connection that may come of it will be called. */
 struct half_open {

@@ -186,7 +186,7 @@ enum loss {
 	LOSS_CONNECTION_EVENT,
 	/* The ring buffer of cgroup events was full. */
 	LOSS_CGROUP_EVENT,
-	/* A socket could not be given its storage. */
+	/* A socket could not be given a gauge. */
 	LOSS_STORAGE,
 	/* A cgroup could not be given totals of its own: they went to CGROUP_OTHER. */
 	LOSS_TOTALS,

@@ -34,7 +34,7 @@ pub enum Error {
     NoBtf(io::Error),
     /// The kernel lacks what every signal is built on.
     #[error(
-        "kernel {0} is too old: tcptide needs Linux 5.15 or newer (socket storage in tracing programs came with 5.11)"
+        "kernel {0} is too old: tcptide needs Linux 5.15 or newer (what it asks of a file's socket came with 5.11)"
     )]
     KernelTooOld(String),
     /// Kernel lockdown forbids BPF programs to read kernel memory.

@@ -31,7 +31,7 @@ impl Kernel {
         let btf = Btf::from_vmlinux().map_err(|e| Error::system("read the kernel's BTF", e))?;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = Self { btf, release };
-        // bpf_sock_from_file() came together with socket storage in tracing programs.
+        // Among what is needed it came last.
         if kernel.enum_value("bpf_func_id", "BPF_FUNC_sock_from_file").is_none() {
             return Err(Error::KernelTooOld(kernel.release));
         }

@@ -40,5 +40,5 @@ pub use kernel::{Kernel, check_privileges};
 pub use monitor::{CgroupEvent, Monitor, NamespaceOwner, Walk};
 pub use namespaces::{in_network_namespaces, network_namespaces};
 pub use programs::{PROGRAMS, Program, Status};
-pub use start::{Measure, Options, Owner};
+pub use start::{MAX_SOCKETS, Measure, Options, Owner};
 pub use stats::{ProgramStats, RunStats};

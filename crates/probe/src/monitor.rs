@@ -137,7 +137,7 @@ impl Monitor {
             ));
         };
         let (link, _) = with_log(|| match program.hook {
-            "iter/bpf_sk_storage_map" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
+            "iter/bpf_map_elem" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
             _ => loaded.attach(),
         });
         match link {

@@ -183,7 +183,7 @@ pub const PROGRAMS: &[Program] = &[
     },
     Program {
         name: "walk",
-        hook: "iter/bpf_sk_storage_map",
+        hook: "iter/bpf_map_elem",
         feeds: "live connections, states, totals of live connections",
         required: true,
         needed: |_| true,

@@ -26,6 +26,9 @@ use crate::{
     skel::{OpenTcpSkel, TcpSkel, TcpSkelBuilder, types},
 };
 
+/// How many sockets there is room for, unless more is asked for or there are many already.
+pub const MAX_SOCKETS: u32 = 1 << 18;
+
 /// What a [`crate::Monitor`] does.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -47,6 +50,8 @@ pub struct Options {
     pub buffer: u32,
     /// Most cgroups with totals of their own.
     pub max_cgroups: u32,
+    /// Most sockets that are followed at a time, or twice as many as there are at the start, if that is more.
+    pub max_sockets: u32,
     /// Which connections events and rows are about. The kernel side knows ports and peers by this, and cgroups as far
     /// as [`crate::Monitor::want_cgroup`] told it; names are left to the reader.
     pub filter: Filter,
@@ -74,6 +79,7 @@ impl Default for Options {
             rows: 0,
             buffer: 8 << 20,
             max_cgroups: 16384,
+            max_sockets: MAX_SOCKETS,
             filter: Filter::default(),
             filter_cgroups: false,
             sample_interval: Duration::from_millis(1),
@@ -236,11 +242,19 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
         (&mut open.maps.events, if options.events == 0 { 4096 } else { options.buffer }),
         // One more for CGROUP_OTHER.
         (&mut open.maps.totals, options.max_cgroups + 1),
+        (&mut open.maps.gauges, options.max_sockets.max(sockets_of_host().saturating_mul(2))),
     ];
     for (map, size) in sizes {
         map.set_max_entries(size).map_err(|e| Error::system("size a BPF map", e))?;
     }
     Ok(())
+}
+
+/// TCP sockets of this host, in all namespaces: `/proc/net/sockstat`.
+fn sockets_of_host() -> u32 {
+    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    let words = text.lines().find_map(|line| line.strip_prefix("TCP: "));
+    words.and_then(|words| words.split_once("alloc ")?.1.split(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 fn fill(bounds: &mut [u64], scale: &Scale) {

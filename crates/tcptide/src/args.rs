@@ -292,6 +292,11 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_namespaces: u32,
+    /// Most sockets to follow at a time, each for half a KiB of the kernel's memory while it lives, and 16 bytes for the room;
+    /// what finds none is counted, and in no other figure. No less than twice as many as there are at the start
+    #[arg(long = "max-sockets", value_name = "NUMBER", default_value_t = probe::MAX_SOCKETS,
+          value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub(crate) max_sockets: u32,
     /// Compare what tcptide counts with the kernel's own counters all the time, this often; every connection is an event
     /// then, which costs [default: 10s]
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "10s",

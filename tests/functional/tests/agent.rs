@@ -192,6 +192,40 @@ fn what_is_known_of_live_connections_is_counted_once() {
 }
 
 #[test]
+fn what_finds_no_room_is_counted_and_room_is_given_back() {
+    const HELD: u64 = 1000;
+    let ends = Ends::new("room", Impairment::default());
+    let (server, to) = ends.serve();
+    let agent = agent(&["--max-sockets", "64"]);
+    let failures = |scrape: &Scrape| scrape.sum("tcptide_storage_failures_total", &[]).unwrap() as u64;
+    let seen = |scrape: &Scrape, end: &Cgroup| {
+        sum(scrape, "tcptide_connections", end, &[("state", "established")])
+    };
+    // Ten times as many as there is room for, one after the other.
+    let churning = ends.run(&["churn", "--to", &to, "--rate", "500", "--count", "640", "--seconds", "30"]);
+    let done = churning.wait(Duration::from_secs(40)).unwrap();
+    let scrape = agent.scrape().unwrap();
+    assert_eq!(sum(&scrape, "tcptide_closed_total", &ends.client, &[]), done.closed);
+    assert_eq!(failures(&scrape), 0);
+    // And at the same time.
+    let holding = ends.run(&["hold", "--to", &to, "--count", &HELD.to_string()]);
+    holding.ready(SOON).unwrap();
+    let scrape = agent.scrape().unwrap();
+    let followed = seen(&scrape, &ends.client) + seen(&scrape, &ends.server);
+    assert!(followed < 2 * HELD, "{followed} were followed");
+    assert!(failures(&scrape) >= 2 * HELD - followed, "{followed}, and {} not", failures(&scrape));
+    holding.finish().unwrap();
+    let (before, churning) = (agent.scrape().unwrap(), ["churn", "--rate", "100", "--count", "100"]);
+    let churning = ends.run(&[churning.as_slice(), &["--to", &to, "--seconds", "30"]].concat());
+    let done = churning.wait(SOON).unwrap();
+    let after = agent.scrape().unwrap();
+    let closed = |scrape: &Scrape| sum(scrape, "tcptide_closed_total", &ends.client, &[]);
+    assert_eq!(closed(&after) - closed(&before), done.closed);
+    assert_eq!(failures(&after), failures(&before));
+    server.finish().unwrap();
+}
+
+#[test]
 fn run_times_are_measured_when_they_are_asked_for() {
     let seconds = |scrape: &Scrape| scrape.sum("tcptide_program_measured_seconds_total", &[]);
     let runs = |scrape: &Scrape, program| scrape.sum("tcptide_program_runs_total", &[("program", program)]);

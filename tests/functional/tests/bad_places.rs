@@ -200,6 +200,7 @@ fn wrong_usage_is_status_2_and_says_what_would_be_right() {
         (&["connlat", "--min", "-1ms"], "-1"),
         (&["agent", "--web.listen-address", "here"], "--web.listen-address"),
         (&["agent", "--metrics.max-cgroups", "0"], "1..=1000000"),
+        (&["agent", "--max-sockets", "0"], "1..=16777216"),
         (&["con"], "conns"),
         (&[], "Usage"),
     ] {

@@ -21,11 +21,14 @@ int accepted(__u64 *ctx)
 		asm volatile("%0 = *(u64 *)(%1 + 32)" : "=r"(sk) : "r"(ctx));
 	if (!sk)
 		return 0;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	if (!g || !is_waiting(g))
+	g = hold_gauge(sk);
+	if (!g)
 		return 0;
-	/* It is the process that will use it, as far as anybody knows yet. */
-	learn_process(g);
-	end_accept_wait(g, bpf_ktime_get_ns());
+	if (is_waiting(g)) {
+		/* It is the process that will use it, as far as anybody knows yet. */
+		learn_process(g);
+		end_accept_wait(g, bpf_ktime_get_ns());
+	}
+	release(g, cookie_of(sk));
 	return 0;
 }

@@ -12,7 +12,7 @@ SEC("fentry/tcp_collapse")
 int collapsed(__u64 *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
-	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	struct gauge *g = gauge_of(sk);
 	struct totals *t = wants_totals ? totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED) : NULL;
 
 	if (t)

@@ -19,7 +19,7 @@ int congestion(__u64 *ctx)
 
 	if (!tp || BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_state) == new)
 		return 0;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	g = gauge_of(sk);
 	if (!g || g->flags & FLAG_CLOSED)
 		return 0;
 	t = wants_totals ? totals_of(g->cgroup_id) : NULL;

@@ -59,9 +59,11 @@ static __always_inline void tell_drop(struct sock *sk, __u32 slot)
 	if (!state || state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		return;
 	tp = bpf_skc_to_tcp_sock(sk);
-	g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
-	if (g)
-		tell(tp, g, EVENT_DROP, state, slot);
+	g = tp ? hold_gauge(sk) : NULL;
+	if (!g)
+		return;
+	tell(tp, g, EVENT_DROP, state, slot);
+	release(g, cookie_of(sk));
 }
 
 SEC("tp_btf/kfree_skb")

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Hook:    iter/task_file and iter/tcp at the start; iter/bpf_sk_storage_map whenever someone looks
+ * Hook:    iter/task_file and iter/tcp at the start; iter/bpf_map_elem whenever someone looks
  * Context: process, on the reader's account. No lock that traffic waits for, but iter/tcp locks one socket at a
  *          time.
  * Feeds:   sockets that were there before the monitor; live connections, states, and totals up to now.
@@ -31,35 +31,10 @@ static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
 	return ahead == 0 ? DIRECTION_PASSIVE : DIRECTION_UNKNOWN;
 }
 
-static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct task_struct *task)
+/* What a gauge needs whose socket was there before. */
+static __always_inline void begin_before(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct task_struct *task,
+					 __u8 state)
 {
-	__u8 state = sk->__sk_common.skc_state;
-	struct gauge *g;
-	bool born, held;
-
-	if (state == TCP_CLOSE)
-		return;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!g) {
-		lose(LOSS_STORAGE);
-		return;
-	}
-	bpf_spin_lock(&g->lock);
-	born = g->flags & FLAG_BORN;
-	if (!born)
-		g->flags = FLAG_BORN | FLAG_PREEXISTING | (state == TCP_LISTEN ? FLAG_LISTENER : 0);
-	held = !task || g->flags & FLAG_HELD;
-	if (!held)
-		g->flags |= FLAG_HELD;
-	bpf_spin_unlock(&g->lock);
-	if (!held)
-		count_held(sk, 1);
-	if (task && !g->pid) {
-		g->pid = task->tgid;
-		bpf_probe_read_kernel(g->comm, sizeof(g->comm), &task->group_leader->comm);
-	}
-	if (born)
-		return;
 	g->direction = infer_direction(tp, state);
 	g->cgroup_id = socket_cgroup(sk);
 	if (owner_by_task) {
@@ -82,6 +57,49 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 	g->folded.counters = g->before;
 	if (state == TCP_LISTEN)
 		g->folded_drops = sk->sk_drops.counter;
+}
+
+static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct task_struct *task)
+{
+	__u8 state = sk->__sk_common.skc_state;
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	bool made, born, is_there, held = true;
+	struct gauge *g;
+
+	if (state == TCP_CLOSE)
+		return;
+	made = !bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
+	g = bpf_map_lookup_elem(&gauges, &cookie);
+	if (!g) {
+		lose(LOSS_STORAGE);
+		return;
+	}
+	bpf_spin_lock(&g->lock);
+	born = !made || g->flags & FLAG_BORN;
+	if (!born) {
+		g->sk = (__u64)sk;
+		g->flags = FLAG_BORN | FLAG_PREEXISTING | (state == TCP_LISTEN ? FLAG_LISTENER : 0);
+		g->holders = 0;
+	}
+	is_there = g->sk == (__u64)sk && !(g->holders & GAUGE_DONE);
+	if (is_there) {
+		__sync_fetch_and_add(&g->holders, 1);
+		held = !task || g->flags & FLAG_HELD;
+		if (!held)
+			g->flags |= FLAG_HELD;
+	}
+	bpf_spin_unlock(&g->lock);
+	if (!is_there)
+		return;
+	if (!held)
+		count_held(sk, 1);
+	if (!born)
+		begin_before(sk, tp, g, task, state);
+	if (task && !g->pid) {
+		g->pid = task->tgid;
+		bpf_probe_read_kernel(g->comm, sizeof(g->comm), &task->group_leader->comm);
+	}
+	release(g, cookie);
 }
 
 SEC("iter/task_file")
@@ -151,50 +169,62 @@ static __always_inline void count_socket(struct totals *t, struct sock *sk, stru
 	t->accept_limit += sk->sk_max_ack_backlog;
 }
 
-SEC("iter/bpf_sk_storage_map")
-int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
+/*
+ * The socket at an address, which may be gone, and its memory another's: whoever uses it looks at its cookie. Where the
+ * address cannot be told to be a socket's it is a copy, and what it points to is plain numbers.
+ */
+static __always_inline struct tcp_sock *socket_at(__u64 address)
 {
-	struct sock *sk = ctx->sk;
-	const struct gauge *seen = ctx->value;
+	struct tcp_sock *copy;
+	__u32 zero = 0;
+
+	if (casts_addresses)
+		return bpf_rdonly_cast((void *)address, bpf_core_type_id_kernel(struct tcp_sock));
+	copy = bpf_map_lookup_elem(&socket_copy, &zero);
+	if (!copy)
+		return NULL;
+	bpf_probe_read_kernel(copy, bpf_core_type_size(struct tcp_sock), (void *)address);
+	/* Its first part once more: peek_socket() wants to know what that was after all else. */
+	bpf_probe_read_kernel(copy, bpf_core_type_size(struct sock), (void *)address);
+	return copy;
+}
+
+/* How long after its birth a socket may still be in the state before it. */
+#define BIRTH_NS 1000000000
+
+/* Takes out the gauge of a socket whose end no program saw. */
+static __noinline void forget(struct gauge *g, __u64 cookie)
+{
+	set_flags(g, FLAG_CLOSED);
+	finish_gauge(g, cookie);
+}
+
+/* Nothing has moved since the last walk, as far as the iterator's value tells, which is plain memory to the verifier. */
+static __always_inline bool is_still(const struct gauge *seen, struct tcp_sock *tp, __u64 progress, __u8 state)
+{
+	return progress == seen->progress && !seen->rtt.sum_us && !seen->news && !seen->new_response_us &&
+	       state != TCP_LISTEN && tp->snd_wnd && tp->rcv_wnd && !BPF_CORE_READ_BITFIELD(tp, chrono_type);
+}
+
+/* Returns whether there was no room for its row. */
+static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u64 progress, __u8 state)
+{
+	__u64 opened_ns = g->opened_ns;
 	struct connection *row = NULL;
 	struct totals *t = NULL;
 	struct reading now;
-	struct tcp_sock *tp;
-	struct gauge *g;
-	__u64 progress;
-	__u8 state;
+	bool is_open;
 
-	if (!sk || !seen || !(seen->flags & FLAG_BORN) || seen->flags & FLAG_CLOSED)
-		return 0;
-	state = sk->__sk_common.skc_state;
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp || state == TCP_CLOSE)
-		return 0;
 	if (wants_totals) {
-		t = totals_of(seen->cgroup_id);
+		t = totals_of(g->cgroup_id);
 		if (!t)
-			return 0;
+			return false;
 	}
-	progress = progress_of(tp);
-	if (!walk_rows && t && progress == seen->progress && !seen->rtt.sum_us &&
-	    !seen->news && !seen->new_response_us && state != TCP_LISTEN &&
-	    tp->snd_wnd && tp->rcv_wnd &&
-	    !BPF_CORE_READ_BITFIELD(tp, chrono_type)) {
-		walk_seen++;
-		count_socket(t, sk, tp, state);
-		return 0;
-	}
-	/* The iterator's value is plain memory to the verifier; the lock needs the map's. */
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	if (!g)
-		return 0;
 	if (walk_rows && is_wanted(sk, tp, g)) {
 		row = next_row();
 		if (!row)
-			return 1; /* full: the reader empties it and comes back to this socket */
-		walk_used++;
+			return true;
 	}
-	walk_seen++;
 	sample_rtt(tp, g);
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
 		see_windows(tp, g);
@@ -207,14 +237,69 @@ int walk(struct bpf_iter__bpf_sk_storage_map *ctx)
 		progress = 0; /* once more at the next walk */
 	if (row)
 		describe(row, tp, g, &now, state);
+	is_open = t ? fold(g, t, &now, opened_ns) : !(g->flags & FLAG_CLOSED);
+	/* What was read may be of anything then. */
+	if (!is_open)
+		return false;
+	walk_seen++;
+	if (row)
+		walk_used++;
 	take_samples(g, t, row);
 	if (!t)
-		return 0;
-	fold(g, t, &now);
+		return false;
 	give_news(t, g);
 	if (state == TCP_LISTEN)
 		fold_drops(sk, g, t);
 	g->progress = progress;
 	count_socket(t, sk, tp, state);
-	return 0;
+	return false;
+}
+
+SEC("iter/bpf_map_elem")
+int walk(struct bpf_iter__bpf_map_elem *ctx)
+{
+	const struct gauge *seen = ctx->value;
+	__u64 *key = ctx->key, cookie, address, owner, progress;
+	bool is_full, is_gone;
+	struct tcp_sock *tp;
+	struct totals *t;
+	struct gauge *g;
+	struct sock *sk;
+	__u8 state;
+
+	if (!key || !seen)
+		return 0;
+	cookie = *key;
+	address = seen->sk;
+	if (!address)
+		return 0;
+	tp = socket_at(address);
+	if (!tp)
+		return 0;
+	sk = (void *)tp;
+	state = sk->__sk_common.skc_state;
+	is_gone = cookie_of(sk) != cookie || state == TCP_CLOSE;
+	progress = progress_of(tp);
+	if (!is_gone && !walk_rows && wants_totals && is_still(seen, tp, progress, state)) {
+		owner = *(volatile __u64 *)&seen->cgroup_id;
+		if (*(volatile __u64 *)&seen->sk != address || seen->flags & FLAG_CLOSED)
+			return 0;
+		t = totals_of(owner);
+		if (!t)
+			return 0;
+		walk_seen++;
+		count_socket(t, sk, tp, state);
+		return 0;
+	}
+	/* The lock needs the map's value. */
+	g = bpf_map_lookup_elem(&gauges, &cookie);
+	if (!g || !hold(g, address))
+		return 0;
+	is_full = false;
+	if (!is_gone)
+		is_full = !(g->flags & FLAG_CLOSED) && look_at(sk, tp, g, progress, state);
+	else if (cookie_of(sk) != cookie || (!(g->flags & FLAG_CLOSED) && bpf_ktime_get_ns() - g->opened_ns > BIRTH_NS))
+		forget(g, cookie);
+	release(g, cookie);
+	return is_full; /* the reader empties the rows and comes back to this socket */
 }

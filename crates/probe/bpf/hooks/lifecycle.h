@@ -10,19 +10,21 @@
 
 static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns, bool again)
 {
-	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct gauge *g = make_gauge(sk);
 
 	if (!g) {
 		if (!again)
 			lose(LOSS_STORAGE);
 		return NULL;
 	}
-	/* A socket may connect again after it failed or disconnected: nothing of the last time stays. */
+	/* A socket may connect again at once after it failed or disconnected: nothing of the last time stays. */
 	if (g->flags) {
 		bpf_spin_lock(&g->lock);
-		__builtin_memset(&g->head, 0, sizeof(*g) - __builtin_offsetof(struct gauge, head));
+		g->head = 0;
+		__builtin_memset(&g->news, 0, sizeof(*g) - __builtin_offsetof(struct gauge, news));
 		bpf_spin_unlock(&g->lock);
 	}
+	g->sk = (__u64)sk;
 	g->direction = direction;
 	g->cgroup_id = owner_by_task ? CGROUP_UNATTRIBUTED : socket_cgroup(sk);
 	/* What comes out of a listener has its owner and its namespace. */
@@ -31,8 +33,9 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	g->opened_ns = opened_ns;
 	if (direction == DIRECTION_ACTIVE && !(flags & FLAG_PREEXISTING))
 		add_news(g, NEWS_OPENED);
-	/* From now on a walk may look at it. */
 	set_flags(g, FLAG_BORN | flags);
+	/* From now on others may hold it. */
+	__sync_fetch_and_and(&g->holders, ~GAUGE_DONE);
 	if (!owner_by_task && g->cgroup_id == CGROUP_UNATTRIBUTED)
 		lose(LOSS_OWNER);
 	return g;
@@ -71,7 +74,8 @@ static __always_inline __u32 handshake_took(struct sock *sk, struct tcp_sock *tp
 
 static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp, int old, bool again)
 {
-	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	/* What comes out of a listener has none yet, and no cookie. */
+	struct gauge *g = cookie_of(sk) ? gauge_of(sk) : NULL;
 	/* The stack has just looked at the clock, for the segment that completes the handshake. */
 	__u64 now = tp->tcp_clock_cache;
 
@@ -203,9 +207,16 @@ __noinline int count_end(struct totals *t, __u32 reason, __u32 failed, __u32 ope
 	return 0;
 }
 
+/* Whether the RST, if there is one, is sent only after this: the gauge is needed then. */
+static __always_inline bool is_reset_to_come(struct tcp_sock *tp, __u32 reason)
+{
+	return (reason == REASON_RESET_SENT && tp->inet_conn.icsk_inet.sk.sk_err != ECONNABORTED) ||
+	       reason == REASON_ORPHANED || tp->linger2 < 0;
+}
+
 static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int old)
 {
-	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	struct gauge *g = gauge_of(sk);
 	struct totals *t = NULL;
 	__u32 reason;
 	bool failed;
@@ -226,6 +237,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 		set_flags(g, FLAG_CLOSED);
 		if (wants_listener_ends)
 			tell(tp, g, EVENT_CLOSE, TCP_CLOSE, 0);
+		finish_gauge(g, cookie_of(sk));
 		return;
 	}
 	failed = old == TCP_SYN_SENT || (old == TCP_SYN_RECV && !g->established_ns);
@@ -249,14 +261,20 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	tell(tp, g, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE, reason);
 	if (t)
 		count_end(t, reason, failed, fast_open(tp), g->opened_ns);
+	if (!is_reset_to_come(tp, reason))
+		finish_gauge(g, cookie_of(sk));
 }
 
 /* This side closes: the task at work is the socket's user, unless it is the kernel's own. */
 static __always_inline void on_finish(struct sock *sk)
 {
-	struct gauge *g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
 	struct task_struct *task;
+	struct gauge *g;
 
+	/* Who connects is known, and who accepts. */
+	if (sees_accepts)
+		return;
+	g = gauge_of(sk);
 	if (!g)
 		return;
 	bound_accept(g);
@@ -274,7 +292,7 @@ static __always_inline bool is_told(struct sock *sk, int new)
 
 	if (new != TCP_SYN_SENT && new != TCP_ESTABLISHED && new != TCP_LISTEN && new != TCP_CLOSE)
 		return true;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	g = gauge_of(sk);
 	if (!g || (g->flags & (FLAG_BORN | FLAG_CLOSED)) != FLAG_BORN)
 		return new == TCP_CLOSE;
 	if (new == TCP_ESTABLISHED)

@@ -18,15 +18,19 @@ static __always_inline bool is_full(struct sock *sk)
 
 static __always_inline void overflow(struct sock *sk)
 {
+	__u64 owner = CGROUP_UNATTRIBUTED;
 	struct gauge *g;
 	struct totals *t;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	if (g)
+	g = hold_gauge(sk);
+	if (g) {
 		__sync_fetch_and_add(&g->overflows, 1);
-	t = wants_totals ? totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED) : NULL;
+		owner = g->cgroup_id;
+		release(g, cookie_of(sk));
+	}
+	t = wants_totals ? totals_of(owner) : NULL;
 	if (t)
 		count(t->listen_overflows, 1);
 }

@@ -29,19 +29,24 @@ static __always_inline void on_reset(struct sock *sk, struct sk_buff *skb, __u8 
 	struct gauge *g = NULL;
 	struct tcp_sock *tp = NULL;
 	struct strays *strays = NULL;
+	__u64 owner = CGROUP_UNATTRIBUTED;
 	struct totals *t = NULL;
 	__u32 at;
 
 	if (state && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV) {
 		tp = bpf_skc_to_tcp_sock(sk);
-		g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+		/* A listener is not locked. */
+		g = tp ? hold_gauge(sk) : NULL;
 	}
-	/* An abort closes the socket first and says so then. */
-	if (state == TCP_CLOSE && g && g->flags & FLAG_CLOSED)
-		state = g->closed_from;
+	if (g) {
+		owner = g->cgroup_id;
+		/* An abort closes the socket first and says so then. */
+		if (state == TCP_CLOSE && g->flags & FLAG_CLOSED)
+			state = g->closed_from;
+	}
 	if (wants_totals) {
 		strays = g || way != RESET_SENT ? NULL : strays_of(skb, sk);
-		t = strays ? NULL : totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED);
+		t = strays ? NULL : totals_of(owner);
 	}
 	at = state;
 	opaque(at);
@@ -49,8 +54,12 @@ static __always_inline void on_reset(struct sock *sk, struct sk_buff *skb, __u8 
 		count(strays->resets_sent[at], 1);
 	else if (t)
 		count_reset(t, way, state);
-	if (g && tp)
-		tell(tp, g, EVENT_RESET, state, way);
+	if (!g || !tp)
+		return;
+	tell(tp, g, EVENT_RESET, state, way);
+	if (g->flags & FLAG_CLOSED)
+		finish_gauge(g, cookie_of(sk));
+	release(g, cookie_of(sk));
 }
 
 SEC("tp_btf/tcp_send_reset")

@@ -28,7 +28,7 @@ int retransmit(__u64 *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	struct gauge *g = tp ? gauge_of(sk) : NULL;
 	__u32 kind;
 
 	if (!g)
@@ -48,9 +48,9 @@ int retransmit_synack(__u64 *ctx)
 {
 	struct sock *sk = (void *)ctx[0], *request = (void *)ctx[1];
 	struct half_open key;
+	__u64 first_us, owner = CGROUP_UNATTRIBUTED;
 	struct totals *t;
 	struct gauge *g;
-	__u64 first_us;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
@@ -60,8 +60,12 @@ int retransmit_synack(__u64 *ctx)
 		bpf_map_update_elem(&asked_again, &key, &first_us, BPF_NOEXIST);
 	if (!wants_totals)
 		return 0;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
-	t = totals_of(g ? g->cgroup_id : CGROUP_UNATTRIBUTED);
+	g = hold_gauge(sk);
+	if (g) {
+		owner = g->cgroup_id;
+		release(g, cookie_of(sk));
+	}
+	t = totals_of(owner);
 	if (t)
 		count(t->retransmitted_segments[RETRANSMIT_SYNACK], 1);
 	return 0;

@@ -87,7 +87,7 @@ int rtt(__u64 *ctx)
 	struct sock *sk = (void *)ctx[0];
 	struct sk_buff *skb = (void *)ctx[1];
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct gauge *g = tp ? bpf_sk_storage_get(&gauges, sk, NULL, 0) : NULL;
+	struct gauge *g = tp ? gauge_of(sk) : NULL;
 	bool first, answer, ready;
 	__u64 now;
 

@@ -29,7 +29,7 @@ int used(__u64 *ctx)
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	g = bpf_sk_storage_get(&gauges, sk, NULL, 0);
+	g = gauge_of(sk);
 	if (!g)
 		return 0;
 	learn_process(g);

@@ -56,6 +56,7 @@ impl Gauge {
             totals: true,
             namespace_owners: true,
             max_cgroups: args.max_cgroups,
+            max_sockets: args.max_sockets,
             read_delay: args.read_delay,
             measure: args.program_stats.into(),
             filter: Filter::default(),
