@@ -1,15 +1,18 @@
-//! The metrics as text: OpenMetrics by prometheus-client, and the older Prometheus format made of that.
+//! The metrics as text: OpenMetrics by prometheus-client, and the older Prometheus format made of that; metric by metric, as it is
+//! sent.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use model::{
-    histogram::Histogram,
     metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading},
 };
 use probe::{ProgramStats, RunStats, Status, Walk};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
+    encoding::{
+        DescriptorEncoder, MetricEncoder, NoLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::MetricType,
     registry::Registry,
 };
@@ -20,11 +23,24 @@ use super::{
     series::{Labels, Sample},
 };
 
-/// A scrape's answer.
-#[derive(Clone, Debug)]
-pub(crate) struct Exposition {
+/// Which text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
     /// OpenMetrics 1.0.
-    pub(crate) openmetrics: String,
+    OpenMetrics,
+    /// The Prometheus text format 0.0.4: there a counter's name has its `_total` in the comments too, and nothing marks
+    /// the end.
+    Prometheus,
+}
+
+/// A scrape's answer: the numbers, of which [`Exposition::text`] makes text as it is sent. With a thousand containers the text
+/// is ten times as long.
+#[derive(Debug)]
+pub(crate) struct Exposition {
+    samples: Arc<Vec<Sample>>,
+    about: About,
+    /// All that is not of [`METRICS`].
+    others: Vec<Family>,
 }
 
 /// What there is to say of network namespaces.
@@ -60,7 +76,8 @@ enum Value {
     Counter(u64),
     Seconds(f64),
     Gauge(f64),
-    Distribution(Histogram),
+    /// Buckets, count, and sum in microseconds.
+    Distribution(Vec<(f64, u64)>, u64, u64),
 }
 
 #[derive(Debug)]
@@ -71,56 +88,117 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
+impl Exposition {
+    pub(crate) fn new(samples: Arc<Vec<Sample>>, namespaces: &OfNamespaces, about: About) -> Self {
+        let mut others = of_namespaces(namespaces);
+        others.extend(of_itself(&samples, &about));
+        Self { samples, about, others }
+    }
+
+    /// The text, one metric after the other.
+    pub(crate) fn text(self: Arc<Self>, format: Format) -> impl Iterator<Item = Result<String, fmt::Error>> {
+        let families = METRICS.len() + self.others.len();
+        let end = (format == Format::OpenMetrics).then(|| {
+            let mut end = String::new();
+            encode_eof(&mut end).map(|()| end)
+        });
+        (0..families).map(move |at| self.family(at, format)).chain(end)
+    }
+
+    fn family(self: &Arc<Self>, at: usize, format: Format) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Part { of: Arc::clone(self), at }));
+        let mut text = String::new();
+        encode_registry(&mut text, &registry)?;
+        // A comment without a sample says nothing.
+        if text.lines().all(|line| line.starts_with('#')) {
+            return Ok(String::new());
+        }
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Prometheus => prometheus(text),
+        })
+    }
+
+    /// Whether what feeds a metric of containers runs.
+    fn has(&self, metric: &Metric) -> bool {
+        let runs = |name: &str| {
+            self.about.programs.iter().any(|p| p.program.name == name && p.status == Status::Attached)
+        };
+        runs(metric.program) && !metric.unless.is_some_and(runs)
+    }
+}
+
+/// One metric: first those of [`METRICS`], then the others.
 #[derive(Debug)]
-struct Scrape(Vec<Family>);
-
-/// Writes all metrics.
-pub(crate) fn render(
-    samples: &[Sample],
-    namespaces: &OfNamespaces,
-    about: &About,
-) -> Result<Exposition, fmt::Error> {
-    let mut families: Vec<_> = METRICS
-        .iter()
-        .enumerate()
-        .filter_map(|(at, metric)| of_containers(at, metric, samples, about))
-        .collect();
-    families.extend(of_namespaces(namespaces));
-    families.extend(of_itself(samples, about));
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(families)));
-    let mut openmetrics = String::new();
-    encode(&mut openmetrics, &registry)?;
-    Ok(Exposition { openmetrics })
+struct Part {
+    of: Arc<Exposition>,
+    at: usize,
 }
 
-/// A row of the table; nothing where the program that feeds it does not run.
-fn of_containers(at: usize, metric: &'static Metric, samples: &[Sample], about: &About) -> Option<Family> {
-    let runs =
-        |name: &str| about.programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
-    (runs(metric.program) && !metric.unless.is_some_and(runs)).then(|| Family {
-        name: metric.name,
-        kind: metric.kind,
-        help: metric.help,
-        series: samples
-            .iter()
-            .flat_map(|sample| readings(metric, &sample.labels, &sample.readings[at]))
-            .collect(),
-    })
+impl Collector for Part {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(metric) = METRICS.get(self.at) else {
+            let family = self.of.others.get(self.at - METRICS.len());
+            return family.map_or(Ok(()), |family| family.encode(&mut encoder));
+        };
+        if !self.of.has(metric) {
+            return Ok(());
+        }
+        let mut family = describe(&mut encoder, metric.name, metric.help, metric.kind)?;
+        for sample in self.of.samples.iter() {
+            let Some(reading) = sample.readings.get(self.at) else { continue };
+            readings(metric, &sample.labels, reading, &mut |labels, value| {
+                write(&mut family.encode_family(&labels)?, value)
+            })?;
+        }
+        Ok(())
+    }
 }
 
-fn readings(metric: &Metric, labels: &Labels, reading: &Reading) -> Vec<(LabelPairs, Value)> {
+impl Family {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut metric = describe(encoder, self.name, self.help, self.kind)?;
+        for (labels, value) in &self.series {
+            if labels.is_empty() {
+                write(&mut metric, value)?;
+            } else {
+                write(&mut metric.encode_family(labels)?, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn describe<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &'e str,
+    kind: Kind,
+) -> Result<MetricEncoder<'e>, fmt::Error> {
+    // OpenMetrics names a counter without the _total of its samples; the encoder puts it there.
+    let (name, kind) = match kind {
+        Kind::Counter => (name.strip_suffix("_total").unwrap_or(name), MetricType::Counter),
+        Kind::Gauge => (name, MetricType::Gauge),
+        Kind::Histogram => (name, MetricType::Histogram),
+    };
+    encoder.encode_descriptor(name, help, None, kind)
+}
+
+type Each<'f> = dyn FnMut(Vec<(&'static str, &str)>, &Value) -> fmt::Result + 'f;
+
+/// Hands over the series of one container.
+fn readings(metric: &Metric, labels: &Labels, reading: &Reading, to: &mut Each<'_>) -> fmt::Result {
     let value =
         |n: u64| if metric.kind == Kind::Counter { Value::Counter(n) } else { Value::Gauge(n as f64) };
     match reading {
-        Reading::One(n) => vec![(owner(labels), value(*n))],
-        Reading::Distribution(histogram) => vec![(owner(labels), Value::Distribution(histogram.clone()))],
-        Reading::Each(numbers) => each(metric, labels, numbers, value),
-        Reading::EachSeen(numbers) => {
-            let seen = |(_, value): &(LabelPairs, Value)| !matches!(value, Value::Counter(0));
-            each(metric, labels, numbers, value).into_iter().filter(seen).collect()
+        Reading::One(n) => to(pairs(labels).into(), &value(*n)),
+        Reading::Distribution(histogram) => to(pairs(labels).into(), &Value::Distribution(histogram.octaves(), histogram.count(), histogram.sum_us())),
+        Reading::Each(numbers) => each(metric, labels, numbers, |n| Some(value(n)), to),
+        Reading::EachSeen(numbers) => each(metric, labels, numbers, |n| (n > 0).then(|| value(n)), to),
+        Reading::EachMicroseconds(times) => {
+            each(metric, labels, times, |us| Some(Value::Seconds(us as f64 / 1e6)), to)
         }
-        Reading::EachMicroseconds(times) => each(metric, labels, times, |us| Value::Seconds(us as f64 / 1e6)),
     }
 }
 
@@ -128,24 +206,33 @@ fn each(
     metric: &Metric,
     labels: &Labels,
     numbers: &[u64],
-    value: impl Fn(u64) -> Value,
-) -> Vec<(LabelPairs, Value)> {
-    let one = |(at, n): (usize, &u64)| {
-        let mut pairs = owner(labels);
+    value: impl Fn(u64) -> Option<Value>,
+    to: &mut Each<'_>,
+) -> fmt::Result {
+    'numbers: for (at, value) in numbers.iter().enumerate().filter_map(|(at, &n)| Some((at, value(n)?))) {
+        let mut pairs = Vec::from(pairs(labels));
         let mut rest = numbers.len();
         for label in metric.labels {
             rest /= label.values.len();
-            let value = label.values.get(at / rest % label.values.len()).copied().flatten()?;
-            pairs.push((label.name, value.to_owned()));
+            // Some values cannot occur.
+            let Some(value) = label.values.get(at / rest % label.values.len()).copied().flatten() else {
+                continue 'numbers;
+            };
+            pairs.push((label.name, value));
         }
-        Some((pairs, value(*n)))
-    };
-    numbers.iter().enumerate().filter_map(one).collect()
+        to(pairs, &value)?;
+    }
+    Ok(())
+}
+
+fn pairs(labels: &Labels) -> [(&'static str, &str); 3] {
+    let Labels { container, pod, namespace } = labels;
+    let [a, b, c] = OWNER_LABELS;
+    [(a, container), (b, pod), (c, namespace)]
 }
 
 fn owner(labels: &Labels) -> LabelPairs {
-    let Labels { container, pod, namespace } = labels.clone();
-    OWNER_LABELS.into_iter().zip([container, pod, namespace]).collect()
+    pairs(labels).map(|(name, value)| (name, value.to_owned())).into()
 }
 
 fn of_namespaces(of: &OfNamespaces) -> Vec<Family> {
@@ -243,71 +330,26 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     .collect()
 }
 
-impl Collector for Scrape {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in self.0.iter().filter(|family| !family.series.is_empty()) {
-            // OpenMetrics names a counter without the _total of its samples; the encoder puts it there.
-            let (name, kind) = match family.kind {
-                Kind::Counter => {
-                    (family.name.strip_suffix("_total").unwrap_or(family.name), MetricType::Counter)
-                }
-                Kind::Gauge => (family.name, MetricType::Gauge),
-                Kind::Histogram => (family.name, MetricType::Histogram),
-            };
-            let mut metric = encoder.encode_descriptor(name, family.help, None, kind)?;
-            for (labels, value) in &family.series {
-                if labels.is_empty() {
-                    write(&mut metric, value)?;
-                } else {
-                    write(&mut metric.encode_family(labels)?, value)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 fn write(metric: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
     match value {
         Value::Counter(n) => metric.encode_counter::<NoLabelSet, _, u64>(n, None),
         Value::Seconds(seconds) => metric.encode_counter::<NoLabelSet, _, u64>(seconds, None),
         Value::Gauge(n) => metric.encode_gauge(n),
-        Value::Distribution(histogram) => {
-            let buckets = histogram.octaves();
-            metric.encode_histogram::<NoLabelSet>(
-                histogram.sum_us() as f64 / 1e6,
-                histogram.count(),
-                &buckets,
-                None,
-            )
+        Value::Distribution(buckets, count, sum_us) => {
+            metric.encode_histogram::<NoLabelSet>(*sum_us as f64 / 1e6, *count, buckets, None)
         }
     }
 }
 
-impl Exposition {
-    /// The Prometheus text format 0.0.4: there a counter's name has its `_total` in the comments too, and nothing marks
-    /// the end.
-    pub(crate) fn prometheus(&self) -> String {
-        let mut text = String::with_capacity(self.openmetrics.len());
-        let mut lines = self.openmetrics.lines().peekable();
-        while let Some(line) = lines.next() {
-            let help = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' '));
-            match (help, lines.peek()) {
-                (Some((name, help)), Some(next))
-                    if next.starts_with("# TYPE ") && next.ends_with(" counter") =>
-                {
-                    text.extend(["# HELP ", name, "_total ", help, "\n# TYPE ", name, "_total counter\n"]);
-                    lines.next();
-                }
-                _ if line == "# EOF" => {}
-                _ => {
-                    text.push_str(line);
-                    text.push('\n');
-                }
-            }
-        }
-        text
-    }
+/// One metric in the older format.
+fn prometheus(text: String) -> String {
+    let counter = || {
+        let (help, rest) = text.strip_prefix("# HELP ")?.split_once('\n')?;
+        let (name, help) = help.split_once(' ')?;
+        let series = rest.strip_prefix("# TYPE ")?.strip_prefix(name)?.strip_prefix(" counter\n")?;
+        Some(format!("# HELP {name}_total {help}\n# TYPE {name}_total counter\n{series}"))
+    };
+    counter().unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -342,9 +384,13 @@ mod tests {
         }
     }
 
-    fn openmetrics(name: &str, about: &About) -> String {
-        let samples = [sample(name, &Totals::default())];
-        render(&samples, &OfNamespaces::default(), about).unwrap().openmetrics
+    fn openmetrics(name: &str, about: About) -> String {
+        let samples = Arc::new(vec![sample(name, &Totals::default())]);
+        text(&Exposition::new(samples, &OfNamespaces::default(), about).into(), Format::OpenMetrics)
+    }
+
+    fn text(exposition: &Arc<Exposition>, format: Format) -> String {
+        Arc::clone(exposition).text(format).collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
@@ -364,12 +410,14 @@ mod tests {
             ],
             ..OfNamespaces::default()
         };
-        let exposition = render(&[sample("web", &totals)], &namespaces, &about()).unwrap();
+        let web = Arc::new(vec![sample("web", &totals)]);
+        let exposition = Arc::new(Exposition::new(web, &namespaces, about()));
         let samples = |text: &str| -> Vec<_> {
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect()
         };
-        let prometheus = exposition.prometheus();
-        assert_eq!(samples(&exposition.openmetrics), samples(&prometheus));
+        let (openmetrics, prometheus) =
+            (text(&exposition, Format::OpenMetrics), text(&exposition, Format::Prometheus));
+        assert_eq!(samples(&openmetrics), samples(&prometheus));
         for line in [
             "tcptide_sent_bytes_total{container=\"web\",pod=\"\",namespace=\"\"} 12",
             "tcptide_opened_total{container=\"web\",pod=\"\",namespace=\"\",direction=\"passive\"} 4",
@@ -384,7 +432,7 @@ mod tests {
         }
         assert!(!prometheus.contains("tcptide_reconcile_unexplained{netns=\"4027\""));
         assert!(!prometheus.contains("tcptide_namespaces"));
-        assert!(exposition.openmetrics.ends_with("# EOF\n"));
+        assert!(openmetrics.ends_with("# EOF\n"));
         assert!(!prometheus.contains("# EOF"));
     }
 
@@ -398,7 +446,7 @@ mod tests {
                 program.run = None;
             }
         }
-        let text = openmetrics("web", &about);
+        let text = openmetrics("web", about);
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(!text.contains("tcptide_program_measured"));
@@ -408,7 +456,7 @@ mod tests {
 
     #[test]
     fn odd_names_stay_one_label() {
-        let text = openmetrics("a\"b\\c\nd", &about());
+        let text = openmetrics("a\"b\\c\nd", about());
         assert!(text.contains(r#"container="a\"b\\c\nd""#));
     }
 }

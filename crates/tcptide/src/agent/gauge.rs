@@ -2,7 +2,10 @@
 //! walk.
 
 use std::{
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -40,7 +43,7 @@ const BUFFER: u32 = 64 << 20;
 const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
 
 /// What a scrape gets: the metrics, or why there are none.
-pub(crate) type Answer = Result<Exposition, String>;
+pub(crate) type Answer = Result<Arc<Exposition>, String>;
 
 /// The way to the gauge's thread.
 #[derive(Clone)]
@@ -141,7 +144,7 @@ impl Worker {
             if let Some(first) = first {
                 // Who asks from now on may know of more than this walk sees, and gets the next one.
                 let waiting: Vec<_> = std::iter::once(first).chain(asked.try_iter()).collect();
-                let answer = self.scrape().map_err(|error| format!("{error:#}"));
+                let answer = self.scrape().map(Arc::new).map_err(|error| format!("{error:#}"));
                 for one in waiting {
                     let _ = one.send(answer.clone());
                 }
@@ -183,7 +186,7 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        Ok(exposition::render(self.series.all(), &namespaces, &about)?)
+        Ok(Exposition::new(self.series.all(), &namespaces, about))
     }
 
     /// What became of packets of no socket, to the containers whose namespaces they were in.

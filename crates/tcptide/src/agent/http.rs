@@ -5,17 +5,19 @@ use std::{net::TcpListener, time::Duration};
 use anyhow::Context as _;
 use axum::{
     Router,
+    body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use futures_util::stream;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
 
-use super::gauge::Gauge;
+use super::{exposition::Format, gauge::Gauge};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -71,11 +73,17 @@ fn router(gauge: Gauge) -> Router {
 }
 
 async fn metrics(State(gauge): State<Gauge>, headers: HeaderMap) -> Response {
+    let (kind, format) = if wants_openmetrics(&headers) {
+        (OPENMETRICS, Format::OpenMetrics)
+    } else {
+        (PROMETHEUS, Format::Prometheus)
+    };
     match gauge.scrape().await {
-        Ok(exposition) if wants_openmetrics(&headers) => {
-            ([(header::CONTENT_TYPE, OPENMETRICS)], exposition.openmetrics).into_response()
+        // Made as it is taken: who reads slowly keeps numbers in memory, and one metric's text.
+        Ok(exposition) => {
+            ([(header::CONTENT_TYPE, kind)], Body::from_stream(stream::iter(exposition.text(format))))
+                .into_response()
         }
-        Ok(exposition) => ([(header::CONTENT_TYPE, PROMETHEUS)], exposition.prometheus()).into_response(),
         Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, format!("no metrics: {why}\n")).into_response(),
     }
 }

@@ -27,6 +27,7 @@ pub(crate) struct Labels {
 }
 
 /// All metrics of one set of labels, in the order of [`METRICS`].
+#[derive(Debug)]
 pub(crate) struct Sample {
     pub(crate) labels: Labels,
     pub(crate) readings: Vec<Reading>,
@@ -43,7 +44,7 @@ pub(crate) struct Series {
     gone_since: HashMap<u64, Instant>,
     /// Whose totals they are, for as long as there are any: the directory may forget it sooner.
     owners: HashMap<u64, Arc<Container>>,
-    samples: Vec<Sample>,
+    samples: Arc<Vec<Sample>>,
 }
 
 impl Series {
@@ -53,7 +54,7 @@ impl Series {
             retired: BTreeMap::new(),
             gone_since: HashMap::new(),
             owners: HashMap::new(),
-            samples: Vec::new(),
+            samples: Arc::default(),
         }
     }
 
@@ -117,7 +118,7 @@ impl Series {
             self.gone_since.remove(cgroup);
             self.owners.remove(cgroup);
         }
-        self.samples = samples.into_values().collect();
+        self.samples = Arc::new(samples.into_values().collect());
         forgotten
     }
 
@@ -151,8 +152,8 @@ impl Series {
     }
 
     /// The series as of the last update.
-    pub(crate) fn all(&self) -> &[Sample] {
-        &self.samples
+    pub(crate) fn all(&self) -> Arc<Vec<Sample>> {
+        Arc::clone(&self.samples)
     }
 }
 
