@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The workload alone, and with each of the two.
 pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, rate: u64) -> Result<()> {
-    let site = Site { cgroup: Cgroup::unique("churn")?, netns: Netns::new("churn")? };
+    let site = Site::new()?;
     let went = site.go(rate)?;
     went.report(report, &format!("{rate}/s alone"));
     floor(report, rate, &site)?;
@@ -53,13 +53,13 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, rate: u64) -> Result
 }
 
 /// Where the workload is.
-struct Site {
+pub(crate) struct Site {
     cgroup: Cgroup,
     netns: Netns,
 }
 
 /// What the workload did in one go.
-struct Went {
+pub(crate) struct Went {
     /// Both sides together.
     counts: Counts,
     /// CPU time of both sides, and of the stack on their behalf.
@@ -67,8 +67,12 @@ struct Went {
 }
 
 impl Site {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { cgroup: Cgroup::unique("churn")?, netns: Netns::new("churn")? })
+    }
+
     /// Makes connections for some seconds, one request and its answer each.
-    fn go(&self, rate: u64) -> Result<Went> {
+    pub(crate) fn go(&self, rate: u64) -> Result<Went> {
         let start = |args: &[&str]| {
             Running::start(&mut self.cgroup.wrap(&self.netns.wrap(&workload::command(args)?)))
         };

@@ -1,10 +1,12 @@
 //! What tcptide costs: `overhead` compares the same work with and without being watched, `scale` has many connections live,
-//! `churn` makes many short ones.
+//! `churn` makes many short ones, and `curve` asks what
+//! that costs beside few and many others.
 
 mod accounting;
 mod churn;
 mod command;
 mod crowd;
+mod curve;
 mod figures;
 mod overhead;
 mod pin;
@@ -41,6 +43,8 @@ enum Part {
     Scale(Scale),
     /// Many short connections, with trace and with the agent.
     Churn(Churn),
+    /// What an event costs with few and many containers, connections and namespaces.
+    Curve(Curve),
 }
 
 #[derive(Args)]
@@ -64,6 +68,13 @@ struct Churn {
     /// Connections per second.
     #[arg(long, value_delimiter = ',', num_args = 1.., default_values_t = [5_000, 10_000])]
     rates: Vec<u64>,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    repeat: u64,
+}
+
+#[derive(Args)]
+struct Curve {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
@@ -105,6 +116,15 @@ fn run(cli: &Cli) -> Result<bool> {
                     eprintln!("bench: {rate} connections per second, round {round}");
                     churn::round(&mut report, &tcptide, rate)?;
                 }
+            }
+            print(&report, cli.json)?;
+            Ok(report.is_good())
+        }
+        Part::Curve(options) => {
+            let mut report = Report::new(machine);
+            for round in 1..=options.repeat {
+                eprintln!("bench: round {round} of {}", options.repeat);
+                curve::round(&mut report, &tcptide)?;
             }
             print(&report, cli.json)?;
             Ok(report.is_good())

@@ -259,6 +259,7 @@ const volatile bool sees_segments = false; /* whether the program on tcp_probe r
 const volatile bool sees_accepts = false; /* whether the program on inet_csk_accept runs */
 const volatile bool sees_reads = false; /* whether the program on tcp_rcv_space_adjust runs */
 const volatile bool sees_congestion = false; /* whether the program on tcp_cong_state_set runs */
+const volatile bool sees_resets = false; /* whether the program on tcp_send_reset runs */
 const volatile bool sees_overflows = false; /* whether the programs on full accept queues run */
 const volatile bool filters_cgroups = false;
 const volatile bool filters_ports = false;

@@ -162,6 +162,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, Error> {
             constants.sees_accepts = runs("accepted");
             constants.sees_reads = runs("used");
             constants.sees_congestion = runs("congestion");
+            constants.sees_resets = runs("reset_sent");
             constants.sees_overflows = runs("overflow_syn") && runs("overflow_ack");
         }
         for mut program in open.open_object_mut().progs_mut() {

@@ -206,6 +206,14 @@ fn what_finds_no_room_is_counted_and_room_is_given_back() {
     let done = churning.wait(Duration::from_secs(40)).unwrap();
     let scrape = agent.scrape().unwrap();
     assert_eq!(sum(&scrape, "tcptide_closed_total", &ends.client, &[]), done.closed);
+    // A gauge is wanted once more when the reset is sent.
+    let aborting = ["churn", "--reset", "--rate", "500", "--count", "640", "--seconds", "30", "--to", &to];
+    let aborted = ends.run(&aborting).wait(Duration::from_secs(40)).unwrap();
+    let scrape = agent.scrape().unwrap();
+    let closed = sum(&scrape, "tcptide_closed_total", &ends.client, &[("reason", "reset_sent")]);
+    let resets = [("direction", "sent"), ("state", "established")];
+    let sent = sum(&scrape, "tcptide_resets_by_state_total", &ends.client, &resets);
+    assert_eq!([closed, sent], [aborted.opened; 2]);
     assert_eq!(failures(&scrape), 0);
     // And at the same time.
     let holding = ends.run(&["hold", "--to", &to, "--count", &HELD.to_string()]);

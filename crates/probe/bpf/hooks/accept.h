@@ -24,11 +24,10 @@ int accepted(__u64 *ctx)
 	g = hold_gauge(sk);
 	if (!g)
 		return 0;
-	if (is_waiting(g)) {
-		/* It is the process that will use it, as far as anybody knows yet. */
-		learn_process(g);
+	/* It is the process that will use it, as far as anybody knows yet. */
+	learn_process(g);
+	if (is_waiting(g))
 		end_accept_wait(g, bpf_ktime_get_ns());
-	}
 	release(g, cookie_of(sk));
 	return 0;
 }

@@ -210,6 +210,8 @@ __noinline int count_end(struct totals *t, __u32 reason, __u32 failed, __u32 ope
 /* Whether the RST, if there is one, is sent only after this: the gauge is needed then. */
 static __always_inline bool is_reset_to_come(struct tcp_sock *tp, __u32 reason)
 {
+	if (!sees_resets)
+		return false;
 	return (reason == REASON_RESET_SENT && tp->inet_conn.icsk_inet.sk.sk_err != ECONNABORTED) ||
 	       reason == REASON_ORPHANED || tp->linger2 < 0;
 }
