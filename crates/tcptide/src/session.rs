@@ -168,7 +168,10 @@ impl Session {
                 record::loss::LOSS_CONNECTION_EVENT,
                 "connection events were lost: the buffer was full (see --buffer)",
             ),
-            (record::loss::LOSS_STORAGE, "sockets could not be followed: there was no room or no memory for them"),
+            (
+                record::loss::LOSS_STORAGE,
+                "sockets could not be followed: there was no room or no memory for them",
+            ),
         ] {
             if losses[which] > 0 {
                 say!("{} {what}", losses[which]);

@@ -198,9 +198,8 @@ fn what_finds_no_room_is_counted_and_room_is_given_back() {
     let (server, to) = ends.serve();
     let agent = agent(&["--max-sockets", "64"]);
     let failures = |scrape: &Scrape| scrape.sum("tcptide_storage_failures_total", &[]).unwrap() as u64;
-    let seen = |scrape: &Scrape, end: &Cgroup| {
-        sum(scrape, "tcptide_connections", end, &[("state", "established")])
-    };
+    let seen =
+        |scrape: &Scrape, end: &Cgroup| sum(scrape, "tcptide_connections", end, &[("state", "established")]);
     // Ten times as many as there is room for, one after the other.
     let churning = ends.run(&["churn", "--to", &to, "--rate", "500", "--count", "640", "--seconds", "30"]);
     let done = churning.wait(Duration::from_secs(40)).unwrap();

@@ -3,9 +3,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use model::{
-    metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading},
-};
+use model::metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading};
 use probe::{ProgramStats, RunStats, Status, Walk};
 use prometheus_client::{
     collector::Collector,
@@ -193,7 +191,10 @@ fn readings(metric: &Metric, labels: &Labels, reading: &Reading, to: &mut Each<'
         |n: u64| if metric.kind == Kind::Counter { Value::Counter(n) } else { Value::Gauge(n as f64) };
     match reading {
         Reading::One(n) => to(pairs(labels).into(), &value(*n)),
-        Reading::Distribution(histogram) => to(pairs(labels).into(), &Value::Distribution(histogram.octaves(), histogram.count(), histogram.sum_us())),
+        Reading::Distribution(histogram) => to(
+            pairs(labels).into(),
+            &Value::Distribution(histogram.octaves(), histogram.count(), histogram.sum_us()),
+        ),
         Reading::Each(numbers) => each(metric, labels, numbers, |n| Some(value(n)), to),
         Reading::EachSeen(numbers) => each(metric, labels, numbers, |n| (n > 0).then(|| value(n)), to),
         Reading::EachMicroseconds(times) => {
