@@ -236,13 +236,14 @@ impl Histogram {
     /// Counts by whole octaves, not cumulative, with their inclusive upper bounds in seconds; the last is infinite. Half
     /// the buckets of a scale with two slots to the octave, at bounds that both have.
     pub fn octaves(&self) -> Vec<(f64, u64)> {
-        let bounds = self.scale.bounds_seconds();
-        let mut octaves = Vec::new();
+        let per_octave = self.scale.per_octave as usize;
+        let mut octaves = Vec::with_capacity(self.counts.len() / per_octave + 1);
         let mut count = 0;
         for (slot, n) in self.counts.iter().enumerate() {
             count += n;
-            let bound = bounds.get(slot).copied().unwrap_or(f64::INFINITY);
-            if bound.is_infinite() || slot % self.scale.per_octave as usize == 0 {
+            let is_last = slot + 1 == self.scale.slots;
+            if is_last || slot % per_octave == 0 {
+                let bound = if is_last { f64::INFINITY } else { self.scale.bound_seconds(slot) };
                 octaves.push((bound, std::mem::take(&mut count)));
             }
         }
