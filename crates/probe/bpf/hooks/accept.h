@@ -4,7 +4,7 @@
  * Context: process: a task accepts. The listener was locked, and is no more.
  * Feeds:   how long a connection waited for accept(). Kernels may refuse such programs; then a bound is taken where the
  *          connection is first seen in use.
- * Cost:    163 instructions a call on average, one that finds nothing included, measuring too: docs/overhead.md.
+ * Cost:    235 instructions a call on average, one that finds nothing included, measuring too: docs/overhead.md.
  */
 #include "../gauge.h"
 
