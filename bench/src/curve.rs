@@ -1,13 +1,14 @@
 //! Whether an event costs the same with one container or a thousand, with a thousand connections live or a hundred thousand.
 
 use anyhow::{Context, Result};
-use functional::{samples::Scrape, tcptide::Tcptide};
+use functional::tcptide::Tcptide;
 
 use crate::{
-    accounting::{cpu_of, kernel_memory, resident},
+    accounting::{kernel_memory, resident},
     churn::Site,
     crowd::Crowd,
     figures::Report,
+    scale,
 };
 
 /// Who else is there while connections are made.
@@ -44,13 +45,14 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
         let name = format!("{connections} in {cgroups} cgroups, {namespaces} namespaces");
         eprintln!("bench: {name}");
         let crowd = Crowd::open(connections, cgroups, namespaces)?;
-        measure(report, &name, tcptide, &site, connections).with_context(|| name.clone())?;
+        measure(report, &name, tcptide, &site, &crowd).with_context(|| name.clone())?;
         crowd.close()?;
     }
     Ok(())
 }
 
-fn measure(report: &mut Report, name: &str, tcptide: &Tcptide, site: &Site, held: u64) -> Result<()> {
+fn measure(report: &mut Report, name: &str, tcptide: &Tcptide, site: &Site, crowd: &Crowd) -> Result<()> {
+    let sockets = 2 * crowd.connections();
     let memory = kernel_memory()?;
     let agent = tcptide.agent(["--program-stats", "always"])?;
     let grown = kernel_memory()?.saturating_sub(memory);
@@ -67,23 +69,14 @@ fn measure(report: &mut Report, name: &str, tcptide: &Tcptide, site: &Site, held
         report.add(&format!("{name}: {program}"), "ns/run", seconds * 1e9 / runs);
     }
     for _ in 0..SCRAPES {
-        let cpu = cpu_of(agent.pid())?;
-        let text = agent.metrics()?;
-        let cpu = cpu_of(agent.pid())?.saturating_sub(cpu);
-        let scrape = Scrape::parse(&text)?;
-        let one = |metric| scrape.sum(metric, &[]).with_context(|| format!("no {metric}"));
-        let (seconds, sockets) = (one("tcptide_walk_duration_seconds")?, one("tcptide_walk_sockets")?);
-        report.add(&format!("{name}: walk"), "ms", seconds * 1e3);
-        report.add(&format!("{name}: walk for each socket"), "us", seconds * 1e6 / sockets);
-        report.add(&format!("{name}: scrape, CPU of the agent"), "ms", cpu.as_secs_f64() * 1e3);
-        report.add(&format!("{name}: scrape, answer"), "KiB", text.len() as f64 / 1024.0);
+        scale::scrape(report, &agent, &format!("{name}: scrape"), crowd)?;
     }
     let (most, _) = resident(agent.pid()).context("the agent is gone")?;
     report.add(&format!("{name}: agent, resident"), "MiB", most as f64 / f64::from(1 << 20));
-    report.add(&format!("{name}: kernel memory for each socket"), "bytes", grown as f64 / (2 * held) as f64);
+    report.add(&format!("{name}: kernel memory for each socket"), "bytes", grown as f64 / sockets as f64);
     let established = after.select("tcptide_connections", &[("state", "established")]);
     let of_crowd = established.filter(|sample| sample.label("container").contains("crowd"));
     let seen: f64 = of_crowd.map(|sample| sample.value).sum();
-    report.check(&format!("{name}: established"), seen as u64, 2 * held);
+    report.check(&format!("{name}: established"), seen as u64, sockets);
     agent.stop()?.success().map(drop)
 }

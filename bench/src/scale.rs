@@ -119,7 +119,7 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
     agent.stop()?.success().map(drop)
 }
 
-fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Crowd) -> Result<Scrape> {
+pub(crate) fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Crowd) -> Result<Scrape> {
     let (cpu, start) = (cpu_of(agent.pid())?, Instant::now());
     let text = agent.metrics()?;
     let (took, cpu) = (start.elapsed(), cpu_of(agent.pid())?.saturating_sub(cpu));

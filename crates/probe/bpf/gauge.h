@@ -64,12 +64,10 @@ static const __u64 unborn[sizeof(struct gauge) / 8] = { [__builtin_offsetof(stru
 
 _Static_assert(__builtin_offsetof(struct gauge, holders) % 8 == 0, "where GAUGE_DONE goes");
 
-/* That of a socket, new if it has none. NULL if there is no room. */
-static __always_inline struct gauge *make_gauge(struct sock *sk)
+/* That of the socket with this cookie, new if it has none, which `made` tells. NULL if there is no room. */
+static __always_inline struct gauge *make_gauge(__u64 cookie, bool *made)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk);
-
-	bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
+	*made = !bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&gauges, &cookie);
 }
 

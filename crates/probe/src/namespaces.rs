@@ -121,12 +121,20 @@ pub(crate) fn visit<R: Send>(
 /// TCP sockets of the calling thread's network namespace that are neither closed nor in TIME_WAIT; `None` where the
 /// kernel does not tell.
 pub(crate) fn sockets_in_use() -> Option<i64> {
-    let of = |file: &str| {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
-        let line =
-            text.lines().find_map(|line| line.strip_prefix("TCP: ").or(line.strip_prefix("TCP6: ")))?;
-        line.split(' ').nth(1)?.parse::<i64>().ok()
-    };
     // A kernel may be without IPv6.
-    Some(of("sockstat")? + of("sockstat6").unwrap_or(0))
+    Some(sockstat("sockstat", "inuse")? + sockstat("sockstat6", "inuse").unwrap_or(0))
+}
+
+/// TCP sockets of the whole host; `None` where the kernel does not tell.
+pub(crate) fn sockets_of_host() -> Option<i64> {
+    sockstat("sockstat", "alloc")
+}
+
+/// A number of TCP's line, which follows its name.
+fn sockstat(file: &str, name: &str) -> Option<i64> {
+    let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("TCP: ").or(line.strip_prefix("TCP6: ")))?;
+    let mut words = line.split(' ');
+    words.find(|word| *word == name)?;
+    words.next()?.parse().ok()
 }

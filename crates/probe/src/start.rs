@@ -22,6 +22,7 @@ use model::{
 use crate::{
     error::Error,
     kernel::{Kernel, check_privileges, is_confidential},
+    namespaces::sockets_of_host,
     programs::{PROGRAMS, Program, Status},
     skel::{OpenTcpSkel, TcpSkel, TcpSkelBuilder, types},
 };
@@ -238,24 +239,18 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     ] {
         fill(&mut constants.bounds[scale], all);
     }
+    let sockets = sockets_of_host().and_then(|n| u32::try_from(2 * n).ok()).unwrap_or(0);
     let sizes = [
         (&mut open.maps.walked, options.rows.max(1)),
         (&mut open.maps.events, if options.events == 0 { 4096 } else { options.buffer }),
         // One more for CGROUP_OTHER.
         (&mut open.maps.totals, options.max_cgroups + 1),
-        (&mut open.maps.gauges, options.max_sockets.max(sockets_of_host().saturating_mul(2))),
+        (&mut open.maps.gauges, options.max_sockets.max(sockets)),
     ];
     for (map, size) in sizes {
         map.set_max_entries(size).map_err(|e| Error::system("size a BPF map", e))?;
     }
     Ok(())
-}
-
-/// TCP sockets of this host, in all namespaces: `/proc/net/sockstat`.
-fn sockets_of_host() -> u32 {
-    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
-    let words = text.lines().find_map(|line| line.strip_prefix("TCP: "));
-    words.and_then(|words| words.split_once("alloc ")?.1.split(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 fn fill(bounds: &mut [u64], scale: &Scale) {

@@ -68,8 +68,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 
 	if (state == TCP_CLOSE)
 		return;
-	made = !bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
-	g = bpf_map_lookup_elem(&gauges, &cookie);
+	g = make_gauge(cookie, &made);
 	if (!g) {
 		lose(LOSS_STORAGE);
 		return;

@@ -10,7 +10,8 @@
 
 static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns, bool again)
 {
-	struct gauge *g = make_gauge(sk);
+	bool made;
+	struct gauge *g = make_gauge(bpf_get_socket_cookie(sk), &made);
 
 	if (!g) {
 		if (!again)

@@ -86,9 +86,6 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
-/// For the series of one metric and container, bytes.
-const ROOM: usize = 512;
-
 impl Exposition {
     pub(crate) fn new(samples: Arc<Vec<Sample>>, namespaces: &OfNamespaces, about: About) -> Self {
         let mut others = of_namespaces(namespaces);
@@ -109,8 +106,7 @@ impl Exposition {
     fn family(self: &Arc<Self>, at: usize, format: Format) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Part { of: Arc::clone(self), at }));
-        // A histogram of a thousand containers is 3 MB, and growing a string copies it.
-        let mut text = String::with_capacity(self.samples.len() * ROOM);
+        let mut text = String::new();
         encode_registry(&mut text, &registry)?;
         // A comment without a sample says nothing.
         if text.lines().all(|line| line.starts_with('#')) {
