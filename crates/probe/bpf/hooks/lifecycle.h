@@ -3,7 +3,7 @@
  * Hook:    tp_btf/inet_sock_set_state, since 4.16
  * Context: process for CLOSE -> SYN_SENT, LISTEN, FIN_WAIT1 and LAST_ACK; else mostly softirq. The socket is locked.
  * Feeds:   opening, connecting, failing, closing and their reasons; connect latency; lifetime; final counters.
- * Cost:    lifecycle some 590 ns a change on average over a connection's ten (both ends), lifecycle_nested 53 ns where nothing
+ * Cost:    lifecycle 554 ns a change on average over a connection's ten (both ends), lifecycle_nested 53 ns where nothing
  *          nested, measuring included: docs/overhead.md.
  */
 #include "../gauge.h"

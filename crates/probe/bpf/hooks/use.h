@@ -5,7 +5,7 @@
  * Feeds:   how long data waited to be read, if that was asked for. On hosts with cgroup v1 only, where the socket does
  *          not know its cgroup, the owner and process of accepted connections. Otherwise it is not loaded: it runs with
  *          every receive.
- * Cost:    394 ns for each receive, measuring included: docs/overhead.md. Too much to be on by default.
+ * Cost:    478 ns for each receive, measuring included: docs/overhead.md. Too much to be on by default.
  */
 #include "../gauge.h"
 
