@@ -54,6 +54,12 @@ impl Scale {
         (0..self.slots - 1).map(|slot| self.bound_seconds(slot)).collect()
     }
 
+    /// Inclusive upper bounds in seconds of whole octaves; the last is infinite.
+    pub fn octaves_seconds(&self) -> Vec<f64> {
+        let bounds = self.bounds_seconds().into_iter().step_by(self.per_octave as usize);
+        bounds.chain([f64::INFINITY]).collect()
+    }
+
     /// The slot of a duration in microseconds.
     pub fn slot(&self, us: u64) -> usize {
         let square = u128::from(us) * u128::from(us);
@@ -233,32 +239,12 @@ impl Histogram {
         None
     }
 
-    /// Counts by whole octaves, not cumulative, with their inclusive upper bounds in seconds; the last is infinite. Half
-    /// the buckets of a scale with two slots to the octave, at bounds that both have.
-    pub fn octaves(&self) -> Vec<(f64, u64)> {
+    /// Counts by whole octaves, not cumulative: half the buckets of a scale with two slots to the octave, at bounds that
+    /// both have, which [`Scale::octaves_seconds`] tells.
+    pub fn octaves(&self) -> impl Iterator<Item = u64> + '_ {
         let per_octave = self.scale.per_octave as usize;
-        let mut octaves = Vec::with_capacity(self.counts.len() / per_octave + 1);
-        let mut count = 0;
-        for (slot, n) in self.counts.iter().enumerate() {
-            count += n;
-            let is_last = slot + 1 == self.scale.slots;
-            if is_last || slot % per_octave == 0 {
-                let bound = if is_last { f64::INFINITY } else { self.scale.bound_seconds(slot) };
-                octaves.push((bound, std::mem::take(&mut count)));
-            }
-        }
-        octaves
-    }
-
-    /// For every bound, in seconds, how many durations do not exceed it; the last bound is infinite. What
-    /// a classic Prometheus histogram shows as `le`.
-    pub fn cumulative(&self) -> Vec<(f64, u64)> {
-        let bounds = self.scale.bounds_seconds().into_iter().chain([f64::INFINITY]);
-        let sums = self.counts.iter().scan(0_u64, |sum, count| {
-            *sum = sum.saturating_add(*count);
-            Some(*sum)
-        });
-        bounds.zip(sums).collect()
+        let (first, rest) = self.counts.split_at(1);
+        first.iter().copied().chain(rest.chunks(per_octave).map(|slots| slots.iter().sum()))
     }
 
     /// The slots from the first to the last that holds anything, empty ones between them included.
@@ -522,12 +508,15 @@ mod tests {
         }
 
         #[test]
-        fn cumulative_counts_what_does_not_exceed_each_bound(all in durations()) {
+        fn octaves_count_what_does_not_exceed_each_bound(all in durations()) {
             for scale in SCALES {
-                let cumulative = recorded(scale, &all).cumulative();
-                prop_assert_eq!(cumulative.len(), scale.slots());
-                for (le, count) in cumulative {
-                    prop_assert_eq!(count, all.iter().filter(|us| **us as f64 / 1e6 <= le).count() as u64);
+                let bounds = scale.octaves_seconds();
+                let octaves: Vec<_> = recorded(scale, &all).octaves().collect();
+                prop_assert_eq!(octaves.len(), bounds.len());
+                let mut sum = 0;
+                for (le, count) in bounds.into_iter().zip(octaves) {
+                    sum += count;
+                    prop_assert_eq!(sum, all.iter().filter(|us| **us as f64 / 1e6 <= le).count() as u64);
                 }
             }
         }

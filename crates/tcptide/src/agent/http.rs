@@ -1,6 +1,6 @@
 //! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`.
 
-use std::{net::TcpListener, time::Duration};
+use std::{convert::Infallible, net::TcpListener, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -17,7 +17,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{exposition::Format, gauge::Gauge};
+use super::{gauge::Gauge, text::Format};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -81,8 +81,8 @@ async fn metrics(State(gauge): State<Gauge>, headers: HeaderMap) -> Response {
     match gauge.scrape().await {
         // Made as it is taken: who reads slowly keeps numbers in memory, and one metric's text.
         Ok(exposition) => {
-            ([(header::CONTENT_TYPE, kind)], Body::from_stream(stream::iter(exposition.text(format))))
-                .into_response()
+            let text = exposition.text(format).map(Ok::<_, Infallible>);
+            ([(header::CONTENT_TYPE, kind)], Body::from_stream(stream::iter(text))).into_response()
         }
         Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, format!("no metrics: {why}\n")).into_response(),
     }

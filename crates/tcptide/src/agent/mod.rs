@@ -7,6 +7,7 @@ mod namespaces;
 mod reconciliation;
 mod series;
 mod strays;
+mod text;
 
 use std::net::TcpListener;
 
