@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -9,8 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use functional::process::{Lines, require, shown, wait_until};
+use functional::process::{Lines, find, shown, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+
+use tempfile::NamedTempFile;
 
 use super::subject::Subject;
 
@@ -27,6 +30,26 @@ const LIFE: &str = "tracepoint:sock:inet_sock_set_state { \
      if (args->protocol == 6 && args->newstate == 7 && @born[args->skaddr]) { \
      @life_us = hist((nsecs - @born[args->skaddr]) / 1000); delete(@born[args->skaddr]); } }";
 
+/// All of Rezolus's samplers of TCP and no other; with its usual place among tasks, as everybody has here.
+const REZOLUS: &str = r#"
+[general]
+listen = "127.0.0.1:4241"
+[scheduler]
+policy = "normal"
+[defaults]
+enabled = false
+[samplers.tcp_connect_latency]
+enabled = true
+[samplers.tcp_packet_latency]
+enabled = true
+[samplers.tcp_receive]
+enabled = true
+[samplers.tcp_retransmit]
+enabled = true
+[samplers.tcp_traffic]
+enabled = true
+"#;
+
 /// How one knows that a tool watches.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Sign {
@@ -38,30 +61,32 @@ pub(crate) enum Sign {
     Runs,
 }
 
-/// A tool's program, and the Debian package that it is in; `None` of what is no other tool.
+/// A tool's program, and how to get it; `None` of what is no other tool.
 pub(super) fn needs(subject: Subject) -> Option<(&'static str, &'static str)> {
     match subject {
-        Subject::Tcplife => Some(("tcplife", "libbpf-tools")),
-        Subject::Tcpstates => Some(("tcpstates", "libbpf-tools")),
-        Subject::Tcprtt => Some(("tcprtt", "libbpf-tools")),
-        Subject::Tcpconnlat => Some(("tcpconnlat", "libbpf-tools")),
-        Subject::Tcptop => Some(("tcptop", "libbpf-tools")),
-        Subject::BpftraceRtt | Subject::BpftraceLife => Some(("bpftrace", "bpftrace")),
-        Subject::Ss => Some(("ss", "iproute2")),
+        Subject::Tcplife => Some(("tcplife", "apt-get install libbpf-tools")),
+        Subject::Tcpstates => Some(("tcpstates", "apt-get install libbpf-tools")),
+        Subject::Tcprtt => Some(("tcprtt", "apt-get install libbpf-tools")),
+        Subject::Tcpconnlat => Some(("tcpconnlat", "apt-get install libbpf-tools")),
+        Subject::Tcptop => Some(("tcptop", "apt-get install libbpf-tools")),
+        Subject::BpftraceRtt | Subject::BpftraceLife => Some(("bpftrace", "apt-get install bpftrace")),
+        Subject::Rezolus => Some(("rezolus", "cargo install rezolus")),
+        Subject::Ss => Some(("ss", "apt-get install iproute2")),
         _ => None,
     }
 }
 
 /// What is missing for a subject on this machine.
 pub(crate) fn missing(subject: Subject) -> Option<String> {
-    let (program, package) = needs(subject)?;
-    require(program, package).err().map(|error| format!("{error:#}"))
+    let (program, how) = needs(subject)?;
+    find(program).is_none().then(|| format!("the program `{program}` is missing: {how}"))
 }
 
-/// How a tool is started. Those that look for tracepoints in tracefs get one, in a mount namespace of their own.
-pub(crate) fn command(subject: Subject) -> Result<(Command, Sign)> {
-    let Some((program, package)) = needs(subject) else { bail!("{subject:?} is no other tool") };
-    let path = require(program, package)?;
+/// How a tool is started, and the file that it needs. Those that look for tracepoints in tracefs get one, in a mount
+/// namespace of their own.
+pub(crate) fn command(subject: Subject) -> Result<(Command, Sign, Option<NamedTempFile>)> {
+    let Some((program, how)) = needs(subject) else { bail!("{subject:?} is no other tool") };
+    let path = find(program).with_context(|| format!("the program `{program}` is missing: {how}"))?;
     let with_tracefs = |path: PathBuf, args: &[&str]| {
         let mut command = Command::new("unshare");
         let script = "mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; \
@@ -70,16 +95,23 @@ pub(crate) fn command(subject: Subject) -> Result<(Command, Sign)> {
         command
     };
     Ok(match subject {
-        Subject::BpftraceRtt => (with_tracefs(path, &["-e", RTT]), Sign::Programs),
-        Subject::BpftraceLife => (with_tracefs(path, &["-e", LIFE]), Sign::Programs),
+        Subject::BpftraceRtt => (with_tracefs(path, &["-e", RTT]), Sign::Programs, None),
+        Subject::BpftraceLife => (with_tracefs(path, &["-e", LIFE]), Sign::Programs, None),
+        Subject::Rezolus => {
+            let mut config = NamedTempFile::new().context("a file for the configuration of Rezolus")?;
+            config.write_all(REZOLUS.as_bytes())?;
+            let mut command = with_tracefs(path, &[]);
+            command.arg(config.path());
+            (command, Sign::Programs, Some(config))
+        }
         Subject::Ss => {
             let mut command = Command::new("sh");
             let script =
                 "while sleep 1; do for n in /run/netns/*; do nsenter --net=$n \"$0\" -tinH; done; done";
             command.args(["-c", script]).arg(path);
-            (command, Sign::Runs)
+            (command, Sign::Runs, None)
         }
-        _ => (with_tracefs(path, &[]), Sign::Programs),
+        _ => (with_tracefs(path, &[]), Sign::Programs, None),
     })
 }
 

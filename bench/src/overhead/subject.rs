@@ -1,6 +1,6 @@
 //! What is compared: nothing, the floor, tcptide in its modes, and other tools.
 
-use std::{process::Command, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -48,6 +48,8 @@ pub(crate) enum Subject {
     BpftraceRtt,
     /// bpftrace: a histogram of lifetimes.
     BpftraceLife,
+    /// Rezolus with all its samplers of TCP (`cargo install rezolus`).
+    Rezolus,
     /// `ss -tin` once a second.
     Ss,
 }
@@ -70,6 +72,7 @@ impl Subject {
             Self::Tcptop => "tcptop",
             Self::BpftraceRtt => "bpftrace, round trips",
             Self::BpftraceLife => "bpftrace, lifetimes",
+            Self::Rezolus => "rezolus, TCP",
             Self::Ss => "ss -tin each second",
         }
     }
@@ -119,7 +122,8 @@ impl Attached {
                 pin::on(cpu, || Peer::start(trace, Sign::Says("tcptide: attached"))).map(Self::Peer)
             }
             peer => {
-                let (command, sign): (Command, Sign) = peers::command(peer)?;
+                // The file is read before it watches.
+                let (command, sign, _config) = peers::command(peer)?;
                 pin::on(cpu, || Peer::start(command, sign)).map(Self::Peer)
             }
         }

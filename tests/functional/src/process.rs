@@ -20,13 +20,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Where `program` is on the `PATH`, or an error that names the Debian `package` to install.
 pub fn require(program: &str, package: &str) -> Result<PathBuf> {
+    find(program).ok_or_else(|| anyhow!("the program `{program}` is missing: apt-get install {package}"))
+}
+
+/// The path of a program, if there is one.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Debian keeps daemons in sbin, which is not on every user's PATH.
     std::env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
-        .ok_or_else(|| anyhow!("the program `{program}` is missing: apt-get install {package}"))
 }
 
 /// The command as a person would type it, for error texts.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use functional::process::{output, require};
+use functional::process::{find, output, require};
 use tempfile::TempDir;
 
 use crate::kernels::Kernel;
@@ -61,6 +61,10 @@ pub(crate) fn programs(programs: &Programs, archive: &Path) -> Result<()> {
     root.program(&busybox, "bin/busybox")?;
     for (tool, package) in TOOLS {
         root.program(&require(tool, package)?, &format!("bin/{tool}"))?;
+    }
+    // In no distribution; the bench leaves it out where it is not.
+    if let Some(rezolus) = find("rezolus") {
+        root.program(&rezolus, "bin/rezolus")?;
     }
     root.program(&std::env::current_exe()?, "bin/vm")?;
     root.program(&programs.tcptide, "bin/tcptide")?;

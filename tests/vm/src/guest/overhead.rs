@@ -54,7 +54,7 @@ pub(super) fn tell(results: &mut Results) -> Result<String> {
 
 /// Of other tools. What they take to read what their programs tell is not in it.
 pub(super) fn peers(results: &mut Results) -> Result<String> {
-    let (watched, left_out) = compare("tcplife,tcpstates,tcprtt,tcpconnlat,tcptop")?;
+    let (watched, left_out) = compare("tcplife,tcpstates,tcprtt,tcpconnlat,tcptop,rezolus")?;
     results.send(&Line::Overhead(watched))?;
     Ok(left_out)
 }
