@@ -198,6 +198,9 @@ pub struct Endpoint {
     /// Absent before the kernel has chosen one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Whose it is; of the far end only, where its socket is on this host and was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Arc<Container>>,
 }
 
 /// Segments sent again.
@@ -635,12 +638,16 @@ pub fn subject<'a>(r: &record::Connection, container: &'a Container) -> Subject<
 
 /// This end of a record's connection.
 pub fn local(r: &record::Connection) -> Endpoint {
-    Endpoint { address: address(&r.local_address), port: (r.local_port != 0).then_some(r.local_port) }
+    endpoint(&r.local_address, r.local_port)
 }
 
 /// The far end of a record's connection.
 pub fn peer(r: &record::Connection) -> Endpoint {
-    Endpoint { address: address(&r.peer_address), port: (r.peer_port != 0).then_some(r.peer_port) }
+    endpoint(&r.peer_address, r.peer_port)
+}
+
+fn endpoint(ip: &[u8; 16], port: u16) -> Endpoint {
+    Endpoint { address: address(ip), port: (port != 0).then_some(port), container: None }
 }
 
 /// From the first SYN to the completed handshake, for a connection that this side began.

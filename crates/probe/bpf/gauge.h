@@ -892,6 +892,8 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->unsent = without_fin(tp->write_seq - tp->snd_nxt,
 				is_one_of(state, 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING));
 	c->accept_limit = 0;
+	c->own_start = tp->snd_una - (__u32)tp->bytes_acked + if_same(g->direction, DIRECTION_ACTIVE, 1);
+	c->peer_start = tp->rcv_nxt - (__u32)tp->bytes_received;
 	c->drops = sk->sk_drops.counter;
 	/* In SYN_SENT it was only asked for. */
 	c->ecn = is_one_of(state, ~(1 << TCP_SYN_SENT)) & BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;

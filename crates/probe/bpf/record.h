@@ -334,6 +334,10 @@ struct connection {
 	__u32 overflows;
 	/* Limit of a listener's accept queue: sock.sk_max_ack_backlog. */
 	__u32 accept_limit;
+	/* Sequence number of the first payload byte of this end: the peer's socket has it as peer_start. From tcp_sock.snd_una and bytes_acked. */
+	__u32 own_start;
+	/* Sequence number of the peer's first payload byte, in this socket's numbers: tcp_sock.rcv_nxt and bytes_received. */
+	__u32 peer_start;
 	/* Packets that a socket turned away; SYNs and completed handshakes of a listener: sock.sk_drops. */
 	__u32 drops;
 	/* Congestion window, segments: tcp_sock.snd_cwnd. */

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{
     connection::Event,
+    container::Container,
     filter::{CgroupRef, Filter, List, Pattern},
 };
 
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Rtt(RttArgs),
     /// Live connections
     Conns(ConnsArgs),
+    /// Who talks to whom: containers, their peers, and what goes between them
+    Map(MapArgs),
     /// Sockets by container and TCP state
     States(LookArgs),
     /// Listening sockets: how full their queues are, and what they turned away
@@ -81,6 +84,33 @@ impl FilterArgs {
             port: this.port.unwrap_or_default(),
             peer: this.peer.unwrap_or_default(),
         }
+    }
+}
+
+/// Which far ends.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct PeerArgs {
+    /// Containers at the far end, by name (with *), or by the beginning of their id: where that end is on this host
+    #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
+    peer_container: Option<List<Pattern>>,
+}
+
+impl PeerArgs {
+    /// Whether a far end is asked for; `None` where it is not known whose it is.
+    pub(crate) fn matches(&self, container: Option<&Container>) -> bool {
+        let is = |pattern: &Pattern| {
+            container.is_some_and(|container| {
+                pattern.matches(&container.name)
+                    || container.id.as_deref().is_some_and(|id| pattern.begins_id(id))
+            })
+        };
+        self.peer_container.as_ref().is_none_or(|list| list.matches(is))
+    }
+
+    /// Whether any is asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.peer_container.is_none()
     }
 }
 
@@ -232,6 +262,34 @@ pub(crate) struct ConnsArgs {
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) look: LookArgs,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// Watch for so long, such as 10s: what is opened, fails and is carried meanwhile
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Draw it instead, as text for Graphviz or Mermaid
+    #[arg(long, value_enum, value_name = "LANGUAGE", conflicts_with = "output")]
+    pub(crate) draw: Option<Drawing>,
+    /// Show so many edges, those with the most connections; the others are added up as ~other
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_edges: u32,
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+}
+
+/// A language for graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Drawing {
+    /// Graphviz: `tcptide map --draw dot | dot -Tsvg`
+    Dot,
+    /// Mermaid, as many pages of Markdown show it
+    Mermaid,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod identity;
 mod namespaces;
 mod output;
 mod owners;
+mod peers;
 mod reconcile;
 mod session;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::States(args) => command::states::run(&args),
         Command::Listen(args) => command::listen::run(&args),
         Command::Explain(args) => command::explain::run(&args),
+        Command::Map(args) => command::map::run(&args),
         Command::Containers(args) => command::containers::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),

@@ -28,6 +28,7 @@ use crate::{
     identity::{self, Directory},
     output::say,
     owners::Owners,
+    peers::{End, Peers, Starts},
 };
 
 /// How often events are fetched: often enough for a burst to fit the buffer, seldom enough to cost nothing.
@@ -40,16 +41,33 @@ pub(crate) struct Session {
     pub(crate) monitor: Monitor,
     pub(crate) directory: Directory,
     pub(crate) filter: Filter,
+    /// The sockets of this host, where far ends are asked for.
+    peers: Option<Peers>,
     owners: Owners,
     stop: Arc<AtomicBool>,
 }
 
 impl Session {
     /// Starts a monitor for these connections. What else is wanted stands in `options`.
-    pub(crate) fn start(
+    pub(crate) fn start(filter: &FilterArgs, output: &OutputArgs, options: Options) -> anyhow::Result<Self> {
+        Self::begin(filter, output, options, None)
+    }
+
+    /// The same where far ends are to be told. They may be sockets that the filter leaves out, so that the kernel side sends
+    /// all.
+    pub(crate) fn start_with_peers(
+        filter: &FilterArgs,
+        output: &OutputArgs,
+        options: Options,
+    ) -> anyhow::Result<Self> {
+        Self::begin(filter, output, options, Some(Peers::default()))
+    }
+
+    fn begin(
         filter: &FilterArgs,
         output: &OutputArgs,
         mut options: Options,
+        peers: Option<Peers>,
     ) -> anyhow::Result<Self> {
         if let Some(text) = without(&check_privileges()?) {
             say!("{text}");
@@ -60,11 +78,13 @@ impl Session {
         let directory = directory(&output.runtimes)?;
         let owners = Owners::new(&filter);
         options.owner = owner(directory.layout());
-        options.filter = filter.clone();
-        options.filter_cgroups = owners.are_asked_for();
+        if peers.is_none() {
+            options.filter = filter.clone();
+            options.filter_cgroups = owners.are_asked_for();
+        }
         let monitor = Monitor::start(&options)?;
         directory.settle(PATIENCE);
-        let mut session = Self { monitor, directory, filter, owners, stop };
+        let mut session = Self { monitor, directory, filter, peers, owners, stop };
         session.take_cgroup_events()?;
         session.owners.tell(&mut session.monitor, &session.directory)?;
         Ok(session)
@@ -131,6 +151,11 @@ impl Session {
         if self.take_cgroup_events()? || self.owners.are_due() {
             self.owners.tell(&mut self.monitor, &self.directory)?;
         }
+        if let Some(peers) = &mut self.peers {
+            for event in &batch {
+                peers.note(event);
+            }
+        }
         for event in &batch {
             let container = self.directory.resolve(event.cgroup_id);
             if self.filter.matches(&subject(event, &container)) {
@@ -146,14 +171,23 @@ impl Session {
         mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock),
     ) -> anyhow::Result<Walk> {
         let clock = clock();
-        let (directory, filter) = (&self.directory, &self.filter);
+        let (directory, filter, peers) = (&self.directory, &self.filter, &mut self.peers);
         let walk = self.monitor.walk(Some(&mut |row| {
+            if let Some(peers) = peers {
+                peers.note(row);
+            }
             let container = directory.resolve(row.cgroup_id);
             if filter.matches(&subject(row, &container)) {
                 each(row, &container, &clock);
             }
         }))?;
         Ok(walk)
+    }
+
+    /// The far end of a connection, if it is on this host and was seen by now.
+    pub(crate) fn peer(&self, starts: Option<Starts>) -> Option<(End, Arc<Container>)> {
+        let end = self.peers.as_ref()?.of(starts?)?;
+        Some((end, self.directory.resolve(end.cgroup_id)))
     }
 
     fn take_cgroup_events(&mut self) -> anyhow::Result<bool> {

@@ -11,6 +11,7 @@ use crate::{
         table::{Cell, Column},
         units,
     },
+    peers::Starts,
     session::{Session, connection},
 };
 
@@ -23,6 +24,7 @@ const COLUMNS: &[Column] = &[
     Column::left("DIR").rank(4),
     Column::left("LOCAL").shrinks_to(12).rank(3),
     Column::left("PEER").shrinks_to(12),
+    Column::left("PEER CONTAINER").shrinks_to(10).rank(1),
     Column::left("STATE"),
     Column::right("AGE").rank(5),
     Column::right("RTT").rank(1),
@@ -40,7 +42,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     let look = &args.look;
     let options = Options { follow: false, rows: ROWS, ..Options::default() };
-    let mut session = Session::start(&look.filter, &look.output, options)?;
+    let mut session = Session::start_with_peers(&look.filter, &look.output, options)?;
     session.insist_on_owners()?;
     let mut connections = Vec::new();
     let mut listeners = 0;
@@ -49,9 +51,16 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
         if connection.queues.is_some() && !args.all {
             listeners += 1;
         } else {
-            connections.push(connection);
+            connections.push((connection, Starts::of(row)));
         }
     })?;
+    let mut connections: Vec<_> = connections
+        .into_iter()
+        .filter_map(|(mut connection, starts)| {
+            connection.peer.container = session.peer(starts).map(|(_, container)| container);
+            args.peer.matches(connection.peer.container.as_deref()).then_some(connection)
+        })
+        .collect();
     connections.sort_by(|a, b| (&a.container.name, a.cookie).cmp(&(&b.container.name, b.cookie)));
     // A walk in several parts may meet a connection again.
     connections.dedup_by_key(|c| c.cookie);
@@ -74,6 +83,7 @@ fn row(c: &Connection) -> Vec<Cell> {
         c.direction.map(arrow).into(),
         endpoint(&c.local).into(),
         if c.queues.is_some() { "*".to_owned() } else { endpoint(&c.peer) }.into(),
+        c.peer.container.as_deref().map(owner).into(),
         c.state.to_uppercase().into(),
         c.duration_us.map(units::duration).into(),
         c.rtt.map(|rtt| units::duration(rtt.srtt_us.into())).into(),

@@ -6,6 +6,7 @@ pub(crate) mod containers;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod listen;
+pub(crate) mod map;
 mod reconcile;
 pub(crate) mod rtt;
 pub(crate) mod states;

@@ -1,0 +1,479 @@
+//! `tcptide map`: who talks to whom.
+//!
+//! Every socket is one side of an edge from a client to a server. Where both are on this host they are joined
+//! ([`crate::peers`]), and the connection counts once. An end elsewhere is an address.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    io::Write as _,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use model::{
+    connection::{Event, LISTEN, peer, rtt, subject},
+    container::{Container, sanitize},
+    filter::Filter,
+    record::{self, direction},
+};
+use probe::Options;
+use serde::Serialize;
+
+use super::{conns::ROWS, explain_nothing, owner, print};
+use crate::{
+    args::{Drawing, MapArgs},
+    output::{
+        table::{Cell, Column},
+        units,
+        writer::Output,
+    },
+    peers::{End, Starts},
+    session::Session,
+};
+
+const COLUMNS: &[Column] = &[
+    Column::left("CLIENT").shrinks_to(10),
+    Column::left("SERVER").shrinks_to(10),
+    Column::right("PORT"),
+    Column::right("CONNECTIONS"),
+    Column::right("RTT").rank(1),
+    Column::right("MIN RTT").rank(3),
+    Column::right("SENT"),
+    Column::right("RECEIVED"),
+    Column::right("RETRANS").rank(2),
+];
+const WATCHED: &[Column] = &[Column::right("OPENED"), Column::right("FAILED")];
+
+/// Who is at one end.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Node {
+    /// A container of this host.
+    Container(Arc<Container>),
+    /// An address: that end is elsewhere, or its socket was not found.
+    Address(IpAddr),
+    /// Those that are no edges of their own.
+    #[serde(rename = "name")]
+    Other(&'static str),
+}
+
+/// What tells nodes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum NodeId {
+    Cgroup(u64),
+    Address(IpAddr),
+    Other,
+}
+
+impl Node {
+    fn id(&self) -> NodeId {
+        match self {
+            Self::Container(container) => NodeId::Cgroup(container.cgroup_id),
+            Self::Address(address) => NodeId::Address(*address),
+            Self::Other(_) => NodeId::Other,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Container(container) => owner(container),
+            Self::Address(address) => address.to_string(),
+            Self::Other(name) => (*name).to_owned(),
+        }
+    }
+}
+
+/// What the sockets of one side of an edge tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+struct Side {
+    /// Payload bytes sent, each once.
+    sent_bytes: u64,
+    /// Payload bytes received in order.
+    received_bytes: u64,
+    /// Segments sent.
+    segments_out: u64,
+    /// Segments sent again.
+    retransmits: u64,
+    /// Smoothed round-trip time, us: the mean of the connections that have one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    srtt_us: Option<u64>,
+    /// The least windowed minimum of the round-trip time, us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_rtt_us: Option<u32>,
+    #[serde(skip)]
+    srtt_sum: u64,
+    #[serde(skip)]
+    srtts: u64,
+}
+
+impl Side {
+    fn add(&mut self, other: &Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.segments_out += other.segments_out;
+        self.retransmits += other.retransmits;
+        self.srtt_sum += other.srtt_sum;
+        self.srtts += other.srtts;
+        self.srtt_us = self.srtt_sum.checked_div(self.srtts);
+        self.min_rtt_us = self.min_rtt_us.into_iter().chain(other.min_rtt_us).min();
+    }
+}
+
+/// All connections from one client to one port of one server.
+#[derive(Clone, Debug, Serialize)]
+struct Edge {
+    client: Node,
+    server: Node,
+    /// The server's; absent where nobody saw which side began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Those that are there, each once.
+    connections: u64,
+    /// Those that were established meanwhile; only with `--duration`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opened: Option<u64>,
+    /// Connects that failed meanwhile; only with `--duration`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<u64>,
+    /// What the client's sockets tell; absent where they are elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_side: Option<Side>,
+    /// What the server's sockets tell; absent where they are elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_side: Option<Side>,
+}
+
+impl Edge {
+    fn add(&mut self, other: &Self) {
+        let add = |to: &mut Option<Side>, side: Option<&Side>| {
+            if let Some(side) = side {
+                to.get_or_insert_default().add(side);
+            }
+        };
+        let sum = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b).or(a).or(b);
+        self.connections += other.connections;
+        self.opened = sum(self.opened, other.opened);
+        self.failed = sum(self.failed, other.failed);
+        add(&mut self.client_side, other.client_side.as_ref());
+        add(&mut self.server_side, other.server_side.as_ref());
+    }
+
+    fn size(&self) -> u64 {
+        self.connections + self.opened.unwrap_or(0) + self.failed.unwrap_or(0)
+    }
+
+    /// The side that tells of it: the client's, if it is here.
+    fn side(&self) -> Option<&Side> {
+        self.client_side.as_ref().or(self.server_side.as_ref())
+    }
+
+    /// Bytes from the client to the server, and back.
+    fn bytes(&self) -> Option<(u64, u64)> {
+        let client = self.client_side.map(|side| (side.sent_bytes, side.received_bytes));
+        client.or(self.server_side.map(|side| (side.received_bytes, side.sent_bytes)))
+    }
+}
+
+/// A socket as it was seen last.
+struct Sight {
+    container: Arc<Container>,
+    starts: Option<Starts>,
+    cookie: u64,
+    direction: u8,
+    peer: IpAddr,
+    /// Of the service, if this side began, and if the peer did.
+    ports: (u16, u16),
+    side: Side,
+    is_there: bool,
+    was_opened: bool,
+    has_failed: bool,
+    /// Whether the filter lets it pass.
+    is_wanted: bool,
+}
+
+pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
+    let watches = args.duration.is_some();
+    let events = [Event::Established, Event::Close, Event::Fail].map(Event::bit).into_iter().sum();
+    let options = if watches {
+        Options { rows: ROWS, events, ..Options::default() }
+    } else {
+        Options { rows: ROWS, follow: false, ..Options::default() }
+    };
+    let look = &args.look;
+    let mut session = Session::start_with_peers(&look.filter, &look.output, options)?;
+    session.insist_on_owners()?;
+    // Both sides of an edge are shown if one is asked for.
+    let filter = std::mem::take(&mut session.filter);
+    let sights = std::cell::RefCell::new(HashMap::new());
+    let see = |event: Option<Event>, r: &record::Connection, container: &Arc<Container>| {
+        if r.state != LISTEN {
+            see(&mut sights.borrow_mut(), event, r, container, &filter, watches);
+        }
+    };
+    let told = |r: &record::Connection| Event::ALL.get(usize::from(r.event)).copied();
+    if let Some(duration) = args.duration {
+        session.announce();
+        let each = |r: &record::Connection, container: &Arc<Container>, _: &_| {
+            see(told(r), r, container);
+            Ok(())
+        };
+        session.stream(Some(duration), each, |_| Ok(()))?;
+    }
+    let walk = session.walk(|r, container, _| see(None, r, container))?;
+    if watches {
+        // What closed before the walk came by.
+        session.fetch(|r, container, _| {
+            see(told(r), r, container);
+            Ok(())
+        })?;
+    }
+    let sights = sights.into_inner();
+    let edges = fold(edges(&session, &sights, args), args.max_edges as usize);
+    session.filter = filter;
+    match args.draw {
+        Some(drawing) => {
+            let mut out = Output::stdout();
+            out.write_all(draw(drawing, &edges).as_bytes())?;
+            out.flush()?;
+        }
+        None => {
+            let columns = [COLUMNS, if watches { WATCHED } else { &[] }].concat();
+            print(look.output.output, &edges, &columns, row)?;
+        }
+    }
+    if args.peer.is_empty() {
+        explain_nothing(&session, edges.len(), walk.sockets, "sockets");
+    }
+    session.report_losses();
+    Ok(())
+}
+
+fn see(
+    sights: &mut HashMap<u64, Sight>,
+    event: Option<Event>,
+    r: &record::Connection,
+    container: &Arc<Container>,
+    filter: &Filter,
+    watches: bool,
+) {
+    // An event that was fetched after the walk may be of before it.
+    if event == Some(Event::Established) && sights.contains_key(&r.cookie) {
+        return;
+    }
+    // One look tells what connections have carried at all.
+    let before = if watches { record::Counters::default() } else { r.before };
+    let rtt = rtt(r);
+    let srtt = rtt.map(|rtt| u64::from(rtt.srtt_us));
+    let side = Side {
+        sent_bytes: before.sent_bytes + r.since.sent_bytes,
+        received_bytes: before.received_bytes + r.since.received_bytes,
+        segments_out: u64::from(before.segments_out) + u64::from(r.since.segments_out),
+        retransmits: u64::from(before.retransmits) + u64::from(r.since.retransmits),
+        srtt_us: srtt,
+        min_rtt_us: rtt.and_then(|rtt| rtt.min_us),
+        srtt_sum: srtt.unwrap_or(0),
+        srtts: srtt.map_or(0, |_| 1),
+    };
+    let sight = Sight {
+        container: Arc::clone(container),
+        starts: Starts::of(r),
+        cookie: r.cookie,
+        direction: r.direction,
+        peer: peer(r).address,
+        ports: (r.peer_port, r.local_port),
+        side,
+        is_there: !matches!(event, Some(Event::Close | Event::Fail)),
+        // Of others it is not known.
+        was_opened: r.established_ns != 0,
+        has_failed: event == Some(Event::Fail),
+        is_wanted: filter.matches(&subject(r, container)),
+    };
+    sights.insert(r.cookie, sight);
+}
+
+/// One edge for each socket, then added up.
+fn edges(session: &Session, sights: &HashMap<u64, Sight>, args: &MapArgs) -> Vec<Edge> {
+    let watches = args.duration.is_some();
+    let mut edges: BTreeMap<(NodeId, NodeId, Option<u16>), Edge> = BTreeMap::new();
+    for sight in sights.values() {
+        let found = session.peer(sight.starts);
+        let far = found.as_ref().map(|(_, container)| container);
+        let other = found.as_ref().and_then(|(end, _)| sights.get(&end.cookie));
+        let is_wanted = sight.is_wanted && args.peer.matches(far.map(Arc::as_ref));
+        let is_other =
+            other.is_some_and(|other| other.is_wanted && args.peer.matches(Some(&sight.container)));
+        if !is_wanted && !is_other {
+            continue;
+        }
+        let edge = edge(sight, found.as_ref(), other.is_some(), watches);
+        match edges.entry((edge.client.id(), edge.server.id(), edge.port)) {
+            std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(edge)),
+            std::collections::btree_map::Entry::Occupied(mut known) => known.get_mut().add(&edge),
+        }
+    }
+    let mut edges: Vec<_> = edges.into_values().collect();
+    edges
+        .sort_by_cached_key(|edge| (Reverse(edge.size()), edge.client.name(), edge.server.name(), edge.port));
+    edges
+}
+
+/// What one socket says of its edge. A connection whose other socket is seen, too, is counted by the client's.
+fn edge(sight: &Sight, found: Option<&(End, Arc<Container>)>, both_seen: bool, watches: bool) -> Edge {
+    let (active, passive) = (direction::DIRECTION_ACTIVE as u8, direction::DIRECTION_PASSIVE as u8);
+    let far = match found {
+        Some((_, container)) => Node::Container(Arc::clone(container)),
+        None => Node::Address(sight.peer),
+    };
+    let near = Node::Container(Arc::clone(&sight.container));
+    let peers = found.map(|(end, _)| end);
+    let began = match sight.direction {
+        known if known == active || known == passive => Some(known == active),
+        _ => peers.map(|end| end.direction).filter(|&d| d == active || d == passive).map(|d| d == passive),
+    };
+    let (as_client, as_server) = sight.ports;
+    // A port may be translated on the way: the server knows its own.
+    let own_port = peers.map_or(as_client, |end| end.local_port);
+    let (client, server, port) = match began {
+        Some(true) => (near, far, Some(own_port)),
+        Some(false) => (far, near, Some(as_server)),
+        // Nobody saw who began: the lower cookie comes first, so that both sockets tell of one edge.
+        None if peers.is_some_and(|end| end.cookie < sight.cookie) => (far, near, None),
+        None => (near, far, None),
+    };
+    let is_client = match began {
+        Some(began) => began,
+        None => peers.is_none_or(|end| end.cookie >= sight.cookie),
+    };
+    let counts = is_client || !both_seen;
+    let one = |is: bool| u64::from(counts && is);
+    Edge {
+        client,
+        server,
+        port,
+        connections: one(sight.is_there),
+        opened: watches.then(|| one(sight.was_opened)),
+        failed: watches.then(|| one(sight.has_failed)),
+        client_side: is_client.then_some(sight.side),
+        server_side: (!is_client).then_some(sight.side),
+    }
+}
+
+/// Adds up those beyond the most.
+fn fold(mut edges: Vec<Edge>, most: usize) -> Vec<Edge> {
+    if edges.len() <= most {
+        return edges;
+    }
+    let rest = edges.split_off(most);
+    let mut other = Edge {
+        client: Node::Other("~other"),
+        server: Node::Other("~other"),
+        port: None,
+        connections: 0,
+        opened: None,
+        failed: None,
+        client_side: None,
+        server_side: None,
+    };
+    for edge in &rest {
+        other.add(edge);
+    }
+    edges.push(other);
+    edges
+}
+
+fn row(edge: &Edge) -> Vec<Cell> {
+    let side = edge.side();
+    let bytes = edge.bytes();
+    let mut cells: Vec<Cell> = vec![
+        edge.client.name().into(),
+        edge.server.name().into(),
+        edge.port.map(|port| port.to_string()).into(),
+        units::count(edge.connections).into(),
+        side.and_then(|side| side.srtt_us).map(units::duration).into(),
+        side.and_then(|side| side.min_rtt_us).map(|us| units::duration(us.into())).into(),
+        bytes.map(|(sent, _)| units::bytes(sent)).into(),
+        bytes.map(|(_, received)| units::bytes(received)).into(),
+        units::count(retransmits(edge)).into(),
+    ];
+    cells.extend([edge.opened, edge.failed].into_iter().flatten().map(|n| Cell::from(units::count(n))));
+    cells
+}
+
+/// Those of both sides, as far as they are here.
+fn retransmits(edge: &Edge) -> u64 {
+    edge.client_side.iter().chain(&edge.server_side).map(|side| side.retransmits).sum()
+}
+
+fn draw(drawing: Drawing, edges: &[Edge]) -> String {
+    let mut nodes: BTreeMap<NodeId, (usize, String)> = BTreeMap::new();
+    for node in edges.iter().flat_map(|edge| [&edge.client, &edge.server]) {
+        let number = nodes.len();
+        nodes.entry(node.id()).or_insert_with(|| (number, node.name()));
+    }
+    let number = |node: &Node| nodes.get(&node.id()).map_or(0, |(number, _)| *number);
+    let mut listed: Vec<_> = nodes.values().collect();
+    listed.sort();
+    let mut text = String::new();
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        // Writing into a string cannot fail.
+        let _ = writeln!(text, "{arguments}");
+    };
+    match drawing {
+        Drawing::Dot => {
+            line(format_args!("digraph tcptide {{\n  rankdir=LR;\n  node [shape=box];"));
+            for (number, name) in listed {
+                line(format_args!("  n{number} [label=\"{}\"];", dot_text(name)));
+            }
+            for edge in edges {
+                let (client, server) = (number(&edge.client), number(&edge.server));
+                line(format_args!("  n{client} -> n{server} [label=\"{}\"];", dot_text(&label(edge))));
+            }
+            line(format_args!("}}"));
+        }
+        Drawing::Mermaid => {
+            line(format_args!("flowchart LR"));
+            for (number, name) in listed {
+                line(format_args!("  n{number}[\"{}\"]", mermaid_text(name)));
+            }
+            for edge in edges {
+                let (client, server) = (number(&edge.client), number(&edge.server));
+                line(format_args!("  n{client} -->|\"{}\"| n{server}", mermaid_text(&label(edge))));
+            }
+        }
+    }
+    text
+}
+
+/// `5432: 3 connections, 812µs, 2 failed`
+fn label(edge: &Edge) -> String {
+    let port = edge.port.map(|port| format!("{port}: ")).unwrap_or_default();
+    let rtt = edge.side().and_then(|side| side.srtt_us).map(|us| format!(", {}", units::duration(us)));
+    let failed = edge.failed.filter(|&n| n > 0).map(|n| format!(", {} failed", units::count(n)));
+    let s = if edge.connections == 1 { "" } else { "s" };
+    format!(
+        "{port}{} connection{s}{}{}",
+        units::count(edge.connections),
+        rtt.unwrap_or_default(),
+        failed.unwrap_or_default()
+    )
+}
+
+/// Within quotes of Graphviz's language.
+fn dot_text(text: &str) -> String {
+    sanitize(text).replace('\\', r"\\").replace('"', r#"\""#)
+}
+
+/// Within quotes of Mermaid, which takes all else by the names of HTML.
+fn mermaid_text(text: &str) -> String {
+    sanitize(text).chars().fold(String::new(), |mut text, c| {
+        match c {
+            '"' | '#' | '&' | '<' | '>' | '`' | ';' | '\\' | '|' => {
+                text.extend(["#", &u32::from(c).to_string(), ";"]);
+            }
+            c => text.push(c),
+        }
+        text
+    })
+}

@@ -1,0 +1,138 @@
+//! The far ends of connections, as far as they are on this host too: found among its own sockets.
+//!
+//! Both ends of a connection count from the same two sequence numbers, of which the kernel chooses one at each end by chance.
+//! Addresses and ports may be translated on the way (NAT, a service's address, a published port) and may exist twice in
+//! two networks; these numbers are neither. Where something ends connections and begins others in between, such as a
+//! proxy, it is the far end. Nothing is guessed: a socket whose numbers two others have has no far end here.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use model::record;
+
+/// The kernel's number of SYN_SENT: the peer's numbers are not known yet.
+const SYN_SENT: u8 = 2;
+/// The kernel's number of the LISTEN state.
+const LISTEN: u8 = model::connection::LISTEN;
+
+/// The sequence numbers of the first bytes in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Starts {
+    own: u32,
+    peer: u32,
+}
+
+impl Starts {
+    /// Those of a socket that has both.
+    pub(crate) fn of(r: &record::Connection) -> Option<Self> {
+        let state = if r.state_before == 0 { r.state } else { r.state_before };
+        (state != SYN_SENT && state != LISTEN).then_some(Self { own: r.own_start, peer: r.peer_start })
+    }
+
+    /// As the far end has them.
+    fn reversed(self) -> Self {
+        Self { own: self.peer, peer: self.own }
+    }
+}
+
+/// A socket of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) cookie: u64,
+    pub(crate) cgroup_id: u64,
+    pub(crate) local_port: u16,
+    /// As in the record.
+    pub(crate) direction: u8,
+}
+
+/// The sockets of this host by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    /// `None`: several sockets have them.
+    ends: HashMap<Starts, Option<End>>,
+}
+
+impl Peers {
+    /// Takes note of a socket; of one that is known already, what is known of it last.
+    pub(crate) fn note(&mut self, r: &record::Connection) {
+        let Some(starts) = Starts::of(r) else { return };
+        let end = End {
+            cookie: r.cookie,
+            cgroup_id: r.cgroup_id,
+            local_port: r.local_port,
+            direction: r.direction,
+        };
+        match self.ends.entry(starts) {
+            Entry::Vacant(vacant) => drop(vacant.insert(Some(end))),
+            Entry::Occupied(mut known) => {
+                let same = known.get().is_some_and(|known| known.cookie == end.cookie);
+                known.insert(same.then_some(end));
+            }
+        }
+    }
+
+    /// The far end of a connection.
+    pub(crate) fn of(&self, starts: Starts) -> Option<End> {
+        self.ends.get(&starts.reversed()).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(cookie: u64, own_start: u32, peer_start: u32) -> record::Connection {
+        record::Connection {
+            cookie,
+            cgroup_id: cookie * 10,
+            own_start,
+            peer_start,
+            state: 1,
+            ..record::Connection::default()
+        }
+    }
+
+    fn peer_of(peers: &Peers, r: &record::Connection) -> Option<u64> {
+        peers.of(Starts::of(r)?).map(|end| end.cookie)
+    }
+
+    #[test]
+    fn two_ends_find_each_other() {
+        let (client, server) = (socket(1, 100, 200), socket(2, 200, 100));
+        let mut peers = Peers::default();
+        peers.note(&client);
+        assert_eq!(peer_of(&peers, &client), None, "the far end is on another host");
+        peers.note(&server);
+        peers.note(&server);
+        assert_eq!((peer_of(&peers, &client), peer_of(&peers, &server)), (Some(2), Some(1)));
+    }
+
+    #[test]
+    fn nobody_is_found_for_numbers_that_two_have() {
+        let client = socket(1, 100, 200);
+        let mut peers = Peers::default();
+        for cookie in [2, 3, 2, 4] {
+            peers.note(&socket(cookie, 200, 100));
+        }
+        assert_eq!(peer_of(&peers, &client), None);
+    }
+
+    #[test]
+    fn a_connection_to_itself_is_its_own_far_end() {
+        let own = socket(1, 100, 100);
+        let mut peers = Peers::default();
+        peers.note(&own);
+        assert_eq!(peer_of(&peers, &own), Some(1));
+    }
+
+    #[test]
+    fn what_has_no_numbers_yet_has_no_far_end() {
+        let mut peers = Peers::default();
+        for state in [SYN_SENT, LISTEN] {
+            let r = record::Connection { state, ..socket(1, 0, 0) };
+            peers.note(&r);
+            assert_eq!(Starts::of(&r), None);
+        }
+        let failed = record::Connection { state: 7, state_before: SYN_SENT, ..socket(1, 0, 0) };
+        assert_eq!(Starts::of(&failed), None);
+    }
+}
