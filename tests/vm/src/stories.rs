@@ -16,7 +16,7 @@ const AT_MOST: usize = 30;
 
 /// Files of functional tests about what differs between kernels: told on each. The stories of the others go round, each
 /// on one kernel, unless all are asked for.
-const ON_EACH: &[&str] = &["effort", "rtt", "variants"];
+const ON_EACH: &[&str] = &["effort", "far_ends", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
 const NOT_ROUND: &[&str] = &["agent", "bad_places", "explain", "filters"];
 
@@ -35,6 +35,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("namespaces", "mptcp_is_asked_for_and_not_had", NO_PYTHON),
     ("namespaces", "signatures_are_missing_unexpected_and_wrong", NO_PYTHON),
     ("reconcile", "signatures_are_not_expected", NO_PYTHON),
+    ("far_ends", "the_far_end_is_named_through_translated_addresses", "no iptables in a guest"),
     ("helpers", "*", "about the tests' own helpers"),
     ("bad_places", "a_reader_that_leaves_is_no_error", NOT_THE_KERNEL),
     ("bad_places", "colours_are_for_terminals_that_want_them", NOT_THE_KERNEL),
