@@ -62,7 +62,10 @@ pub(crate) fn compare(options: &Options, tcptide: &Tcptide, machine: Machine) ->
         for at in 0..subjects.len() {
             // Whoever comes first in one round comes later in the next.
             let subject = subjects[(at + round as usize) % subjects.len()];
-            let attached = match Attached::start(subject, tcptide, watcher, options.short) {
+            if comparison.is_left_out(subject) {
+                continue;
+            }
+            let mut attached = match Attached::start(subject, tcptide, watcher, options.short) {
                 Ok(attached) => attached,
                 // Other tools need what this kernel may not have.
                 Err(error) if subject.is_peer() => {
@@ -71,9 +74,15 @@ pub(crate) fn compare(options: &Options, tcptide: &Tcptide, machine: Machine) ->
                 }
                 Err(error) => return Err(error.context(subject.title())),
             };
-            let own = || attached.pid().map(cpu_of).transpose();
+            let pid = attached.pid();
+            let own = || pid.map(cpu_of).transpose();
             let (own_before, begin) = (own()?, Instant::now());
             let with = measure()?;
+            if let Some(why) = attached.failed()? {
+                comparison.leave_out(subject, why);
+                before = measure()?;
+                continue;
+            }
             if let (Some(before), Some(after)) = (own_before, own()?) {
                 let share = after.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
                 comparison.add_own(subject, share * 100.0);

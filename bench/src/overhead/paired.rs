@@ -91,10 +91,17 @@ impl Comparison {
         }
     }
 
+    /// What was measured of it before says nothing, either: it may have been about to fail.
     pub(crate) fn leave_out(&mut self, subject: Subject, why: String) {
-        if !self.left_out.iter().any(|(known, _)| *known == subject) {
+        self.samples.retain(|samples| samples.subject != subject);
+        self.own.retain(|(known, _)| *known != subject);
+        if !self.is_left_out(subject) {
             self.left_out.push((subject, why));
         }
+    }
+
+    pub(crate) fn is_left_out(&self, subject: Subject) -> bool {
+        self.left_out.iter().any(|(known, _)| *known == subject)
     }
 
     fn rows(&self) -> impl Iterator<Item = Row> {

@@ -142,8 +142,8 @@ impl Peer {
             Sign::Programs => {
                 let what = format!("the BPF programs of `{}`", peer.line);
                 wait_until(&what, PATIENCE, || {
-                    if let Some(status) = peer.child.try_wait()? {
-                        bail!("`{}`: {status}: {}", peer.line, peer.stderr.all().join("\n"));
+                    if let Some(why) = peer.failed()? {
+                        bail!(why);
                     }
                     Ok(has_programs(peer.child.id()).then_some(()))
                 })?;
@@ -152,6 +152,12 @@ impl Peer {
             Sign::Runs => {}
         }
         Ok(peer)
+    }
+
+    /// Its status and what it said, if it has ended by itself.
+    pub(crate) fn failed(&mut self) -> Result<Option<String>> {
+        let status = self.child.try_wait()?;
+        Ok(status.map(|status| format!("`{}`: {status}: {}", self.line, self.stderr.all().join("\n"))))
     }
 
     /// The process that does all of its work, if it is one.

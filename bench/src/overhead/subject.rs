@@ -138,6 +138,14 @@ impl Attached {
         }
     }
 
+    /// Why it watches no more, if it is another tool that gave up.
+    pub(crate) fn failed(&mut self) -> Result<Option<String>> {
+        match self {
+            Self::Peer(peer) => peer.failed(),
+            _ => Ok(None),
+        }
+    }
+
     /// Ends it in order.
     pub(crate) fn end(self) -> Result<()> {
         match self {
