@@ -4,6 +4,7 @@
 
 mod containers;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,11 @@ use containers::{
     SOON, ask, list, name, network, of, serve_and_talk, ss, tell_of_a_live_connection, tell_of_a_page,
     tell_of_names, trace,
 };
+use functional::cgroup::Cgroup;
+use functional::netns::{Netns, veth_pair};
 use functional::process::{running, wait_until};
 use functional::runtime::{Containers, Docker, IMAGE};
-use functional::workload::Counts;
+use functional::workload::{self, Counts, Running};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -156,4 +159,79 @@ fn a_docker_that_hangs_or_is_dead_costs_names_and_nothing_else() {
         .map(|event| event["received_bytes"].as_u64().unwrap())
         .sum();
     assert_eq!(received, counts.iter().map(|counts| counts.bytes_sent).sum::<u64>());
+}
+
+/// A shop as `docker compose` would make it: a published port, a network of its own, and somebody who calls from elsewhere.
+#[test]
+fn a_map_has_exactly_the_edges_that_exist() {
+    let docker = Docker::start_with(&["--iptables=true", "--userland-proxy=true"]).unwrap();
+    docker.call(&["network", "create", "--subnet", "198.18.79.0/24", "shop"]).unwrap();
+    let start = |name: &str, at: &str, more: &[&str]| {
+        let serve = [IMAGE, "workload", "serve", "--listen", at];
+        let words = [&["run", "-d", "--network", "shop", "--name", name] as &[&str], more, &serve].concat();
+        docker.call(&words).unwrap();
+        let address =
+            docker.inspect(name).unwrap()["NetworkSettings"]["Networks"]["shop"]["IPAddress"].clone();
+        address.as_str().unwrap().to_owned()
+    };
+    let db = start("db", "0.0.0.0:5432", &[]);
+    let cache = start("cache", "0.0.0.0:6379", &[]);
+    let app = start("app", "0.0.0.0:8000", &[]);
+    start("web", "0.0.0.0:80", &["--publish", "8080:80"]);
+    let hold = |from: &str, to: String, count: &str| {
+        let words =
+            ["exec", "-i", from, "workload", "hold", "--to", &to, "--count", count, "--seconds", "120"];
+        Running::start(docker.cli().args(words)).unwrap()
+    };
+    let outside = Netns::new("shop-outside").unwrap();
+    veth_pair(&outside, &["203.0.113.2/24"], docker.netns(), &["203.0.113.1/24"]).unwrap();
+    let load = Cgroup::unique("shop-load").unwrap();
+    let call = |netns: &Netns, to: &str, count: &str| {
+        let command = workload::command(["hold", "--to", to, "--count", count]).unwrap();
+        Running::start(&mut load.wrap(&netns.wrap(&command))).unwrap()
+    };
+    let holding = [
+        hold("web", format!("{app}:8000"), "2"),
+        hold("app", format!("{db}:5432"), "3"),
+        hold("app", format!("{cache}:6379"), "1"),
+        // Through the published port, translated by the kernel; and by a process, from the host itself.
+        call(&outside, "203.0.113.1:8080", "4"),
+        call(docker.netns(), "127.0.0.1:8080", "5"),
+    ];
+    for one in &holding {
+        one.ready(Duration::from_secs(20)).unwrap();
+    }
+
+    let edges = list(&docker, &["map", "--container", "web,app,db,cache"]);
+    let end = |node: &Value| node["container"]["cgroup_path"].as_str().unwrap_or_default().to_owned();
+    let found: BTreeSet<_> = edges
+        .iter()
+        .map(|edge| {
+            let counts = [&edge["port"], &edge["connections"]].map(|number| number.as_u64().unwrap());
+            (end(&edge["client"]), end(&edge["server"]), counts)
+        })
+        .collect();
+    let container = |name: &str| docker.cgroup(name).unwrap().to_string_lossy().into_owned();
+    let proxy = std::fs::read_to_string(format!("/proc/{}/cgroup", docker.daemon_pid().unwrap())).unwrap();
+    let proxy = proxy.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    let expected = BTreeSet::from([
+        (container("web"), container("app"), [8000, 2]),
+        (container("app"), container("db"), [5432, 3]),
+        (container("app"), container("cache"), [6379, 1]),
+        (load.path().to_str().unwrap().to_owned(), container("web"), [80, 4]),
+        (proxy.to_owned(), container("web"), [80, 5]),
+    ]);
+    assert_eq!(found, expected);
+    assert_eq!(edges.len(), expected.len());
+    for edge in &edges {
+        let side = |side: &str| edge[side]["min_rtt_us"].as_u64().is_some_and(|us| us > 0);
+        assert!(side("client_side") && side("server_side"), "{edge}");
+    }
+    let of_web = list(&docker, &["map", "--container", "db", "--peer-container", "app"]);
+    assert_eq!(of_web.len(), 1, "{of_web:?}");
+    let drawn = ask(&docker, &["map", "--container", "web,app,db,cache", "--draw", "dot"]);
+    assert_eq!(drawn.stdout.iter().filter(|line| line.contains("->")).count(), expected.len());
+    for name in ["web", "app", "db", "cache"] {
+        assert!(drawn.stdout.iter().any(|line| line.contains(&format!("label=\"{name}\""))), "{name}");
+    }
 }
