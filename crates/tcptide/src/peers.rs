@@ -70,6 +70,15 @@ impl Peers {
         }
     }
 
+    /// Forgets a socket.
+    pub(crate) fn forget(&mut self, starts: Starts, cookie: u64) {
+        if let Entry::Occupied(known) = self.ends.entry(starts)
+            && known.get().is_some_and(|end| end.cookie == cookie)
+        {
+            known.remove();
+        }
+    }
+
     /// The far end of a connection.
     pub(crate) fn of(&self, starts: Starts) -> Option<End> {
         self.ends.get(&starts.reversed()).copied().flatten()
@@ -104,6 +113,10 @@ mod tests {
         peers.note(&server);
         peers.note(&server);
         assert_eq!((peer_of(&peers, &client), peer_of(&peers, &server)), (Some(2), Some(1)));
+        peers.forget(Starts::of(&server).unwrap(), 3);
+        assert_eq!(peer_of(&peers, &client), Some(2));
+        peers.forget(Starts::of(&server).unwrap(), 2);
+        assert_eq!((peer_of(&peers, &client), peer_of(&peers, &server)), (None, Some(1)));
     }
 
     #[test]

@@ -190,6 +190,18 @@ impl Session {
         Some((end, self.directory.resolve(end.cgroup_id)))
     }
 
+    /// The cookie of its socket.
+    pub(crate) fn peer_cookie(&self, starts: Option<Starts>) -> Option<u64> {
+        Some(self.peers.as_ref()?.of(starts?)?.cookie)
+    }
+
+    /// Nobody will ask for the far end of this one any more.
+    pub(crate) fn forget_peer(&mut self, starts: Option<Starts>, cookie: u64) {
+        if let (Some(peers), Some(starts)) = (&mut self.peers, starts) {
+            peers.forget(starts, cookie);
+        }
+    }
+
     fn take_cgroup_events(&mut self) -> anyhow::Result<bool> {
         take_cgroup_events(&mut self.monitor, &self.directory)
     }

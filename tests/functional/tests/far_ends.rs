@@ -269,3 +269,36 @@ fn a_map_while_something_happens() {
     assert!(mermaid.starts_with("flowchart LR"), "{mermaid}");
     assert!(mermaid.contains(&of_web), "{mermaid}");
 }
+
+#[test]
+fn a_map_keeps_no_connection_that_ended() {
+    let netns = Netns::new("far-long").unwrap();
+    let (web, app) = (Cgroup::unique("far-long-web").unwrap(), Cgroup::unique("far-long-app").unwrap());
+    let _server = serve(&app, &netns, "127.0.0.1:9300");
+    let of_web = web.path().to_str().unwrap().to_owned();
+    let tcptide = Tcptide::find().unwrap();
+    let watching = tcptide.spawn(["map", "-o", "json", "--duration", "60s", "--cgroup", &of_web]).unwrap();
+    watching.wait_ready().unwrap();
+    let args = [
+        "churn",
+        "--to",
+        "127.0.0.1:9300",
+        "--rate",
+        "2000",
+        "--seconds",
+        "20",
+        "--count",
+        "12000",
+        "--bytes",
+        "10",
+    ];
+    let counts = run(&web, &netns, &args).wait(Duration::from_secs(40)).unwrap();
+    assert_eq!((counts.opened, counts.failures()), (12_000, 0), "{counts:?}");
+    let edges = watching.interrupt().unwrap().success().unwrap().json().unwrap();
+    let edges = edges.as_array().unwrap();
+    assert_eq!(edges.len(), 1, "each was settled with both its ends: {edges:?}");
+    let counts = ["connections", "opened", "failed"].map(|what| edges[0][what].as_u64().unwrap());
+    assert_eq!(counts, [0, 12_000, 0]);
+    let sides = [("client_side", "sent_bytes"), ("server_side", "received_bytes")];
+    assert_eq!(sides.map(|(side, way)| edges[0][side][way].as_u64().unwrap()), [120_000; 2]);
+}

@@ -4,12 +4,14 @@
 //! ([`crate::peers`]), and the connection counts once. An end elsewhere is an address.
 
 use std::{
+    cell::RefCell,
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fmt::Write as _,
     io::Write as _,
     net::IpAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use model::{
@@ -58,6 +60,12 @@ enum Node {
     #[serde(rename = "name")]
     Other(&'static str),
 }
+
+const OTHER: Node = Node::Other("~other");
+/// The most edges that are kept apart while watching; what else comes is ~other.
+const MOST_EDGES: usize = 65_536;
+/// Both ends of a connection have told of its end after so long.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What tells nodes apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -160,6 +168,10 @@ impl Edge {
         add(&mut self.server_side, other.server_side.as_ref());
     }
 
+    fn id(&self) -> EdgeId {
+        (self.client.id(), self.server.id(), self.port)
+    }
+
     fn size(&self) -> u64 {
         self.connections + self.opened.unwrap_or(0) + self.failed.unwrap_or(0)
     }
@@ -186,7 +198,8 @@ struct Sight {
     /// Of the service, if this side began, and if the peer did.
     ports: (u16, u16),
     side: Side,
-    is_there: bool,
+    /// When that was told.
+    ended: Option<Instant>,
     was_opened: bool,
     has_failed: bool,
     /// Whether the filter lets it pass.
@@ -206,31 +219,27 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     session.insist_on_owners()?;
     // Both sides of an edge are shown if one is asked for.
     let filter = std::mem::take(&mut session.filter);
-    let sights = std::cell::RefCell::new(HashMap::new());
-    let see = |event: Option<Event>, r: &record::Connection, container: &Arc<Container>| {
-        if r.state != LISTEN {
-            see(&mut sights.borrow_mut(), event, r, container, &filter, watches);
-        }
+    let picture =
+        RefCell::new(Picture { args, filter: &filter, sights: HashMap::new(), edges: BTreeMap::new() });
+    let told = |r: &record::Connection, container: &Arc<Container>, _: &_| {
+        picture.borrow_mut().see(Event::ALL.get(usize::from(r.event)).copied(), r, container);
+        Ok(())
     };
-    let told = |r: &record::Connection| Event::ALL.get(usize::from(r.event)).copied();
     if let Some(duration) = args.duration {
         session.announce();
-        let each = |r: &record::Connection, container: &Arc<Container>, _: &_| {
-            see(told(r), r, container);
-            Ok(())
-        };
-        session.stream(Some(duration), each, |_| Ok(()))?;
-    }
-    let walk = session.walk(|r, container, _| see(None, r, container))?;
-    if watches {
-        // What closed before the walk came by.
-        session.fetch(|r, container, _| {
-            see(told(r), r, container);
+        session.stream(Some(duration), told, |session| {
+            picture.borrow_mut().settle(session, Some(SETTLED));
             Ok(())
         })?;
     }
-    let sights = sights.into_inner();
-    let edges = fold(edges(&session, &sights, args), args.max_edges as usize);
+    let walk = session.walk(|r, container, _| picture.borrow_mut().see(None, r, container))?;
+    if watches {
+        // What closed before the walk came by.
+        session.fetch(told)?;
+    }
+    let mut picture = picture.into_inner();
+    picture.settle(&mut session, None);
+    let edges = fold(picture.sorted(), args.max_edges as usize);
     session.filter = filter;
     match args.draw {
         Some(drawing) => {
@@ -250,73 +259,107 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn see(
-    sights: &mut HashMap<u64, Sight>,
-    event: Option<Event>,
-    r: &record::Connection,
-    container: &Arc<Container>,
-    filter: &Filter,
-    watches: bool,
-) {
-    // An event that was fetched after the walk may be of before it.
-    if event == Some(Event::Established) && sights.contains_key(&r.cookie) {
-        return;
-    }
-    // One look tells what connections have carried at all.
-    let before = if watches { record::Counters::default() } else { r.before };
-    let rtt = rtt(r);
-    let srtt = rtt.map(|rtt| u64::from(rtt.srtt_us));
-    let side = Side {
-        sent_bytes: before.sent_bytes + r.since.sent_bytes,
-        received_bytes: before.received_bytes + r.since.received_bytes,
-        segments_out: u64::from(before.segments_out) + u64::from(r.since.segments_out),
-        retransmits: u64::from(before.retransmits) + u64::from(r.since.retransmits),
-        srtt_us: srtt,
-        min_rtt_us: rtt.and_then(|rtt| rtt.min_us),
-        srtt_sum: srtt.unwrap_or(0),
-        srtts: srtt.map_or(0, |_| 1),
-    };
-    let sight = Sight {
-        container: Arc::clone(container),
-        starts: Starts::of(r),
-        cookie: r.cookie,
-        direction: r.direction,
-        peer: peer(r).address,
-        ports: (r.peer_port, r.local_port),
-        side,
-        is_there: !matches!(event, Some(Event::Close | Event::Fail)),
-        // Of others it is not known.
-        was_opened: r.established_ns != 0,
-        has_failed: event == Some(Event::Fail),
-        is_wanted: filter.matches(&subject(r, container)),
-    };
-    sights.insert(r.cookie, sight);
+/// What was seen so far.
+struct Picture<'a> {
+    args: &'a MapArgs,
+    filter: &'a Filter,
+    /// By cookie: what is there, and what ended just now.
+    sights: HashMap<u64, Sight>,
+    edges: BTreeMap<EdgeId, Edge>,
 }
 
-/// One edge for each socket, then added up.
-fn edges(session: &Session, sights: &HashMap<u64, Sight>, args: &MapArgs) -> Vec<Edge> {
-    let watches = args.duration.is_some();
-    let mut edges: BTreeMap<(NodeId, NodeId, Option<u16>), Edge> = BTreeMap::new();
-    for sight in sights.values() {
-        let found = session.peer(sight.starts);
-        let far = found.as_ref().map(|(_, container)| container);
-        let other = found.as_ref().and_then(|(end, _)| sights.get(&end.cookie));
-        let is_wanted = sight.is_wanted && args.peer.matches(far.map(Arc::as_ref));
-        let is_other =
-            other.is_some_and(|other| other.is_wanted && args.peer.matches(Some(&sight.container)));
-        if !is_wanted && !is_other {
-            continue;
+type EdgeId = (NodeId, NodeId, Option<u16>);
+
+impl Picture<'_> {
+    fn see(&mut self, event: Option<Event>, r: &record::Connection, container: &Arc<Container>) {
+        // An event that was fetched after the walk may be of before it.
+        if r.state == LISTEN || (event == Some(Event::Established) && self.sights.contains_key(&r.cookie)) {
+            return;
         }
-        let edge = edge(sight, found.as_ref(), other.is_some(), watches);
-        match edges.entry((edge.client.id(), edge.server.id(), edge.port)) {
-            std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(edge)),
-            std::collections::btree_map::Entry::Occupied(mut known) => known.get_mut().add(&edge),
+        // One look tells what connections have carried at all.
+        let before = if self.args.duration.is_some() { record::Counters::default() } else { r.before };
+        let rtt = rtt(r);
+        let srtt = rtt.map(|rtt| u64::from(rtt.srtt_us));
+        let side = Side {
+            sent_bytes: before.sent_bytes + r.since.sent_bytes,
+            received_bytes: before.received_bytes + r.since.received_bytes,
+            segments_out: u64::from(before.segments_out) + u64::from(r.since.segments_out),
+            retransmits: u64::from(before.retransmits) + u64::from(r.since.retransmits),
+            srtt_us: srtt,
+            min_rtt_us: rtt.and_then(|rtt| rtt.min_us),
+            srtt_sum: srtt.unwrap_or(0),
+            srtts: srtt.map_or(0, |_| 1),
+        };
+        let ended = matches!(event, Some(Event::Close | Event::Fail));
+        let sight = Sight {
+            container: Arc::clone(container),
+            starts: Starts::of(r),
+            cookie: r.cookie,
+            direction: r.direction,
+            peer: peer(r).address,
+            ports: (r.peer_port, r.local_port),
+            side,
+            ended: ended.then(Instant::now),
+            // Of others it is not known.
+            was_opened: r.established_ns != 0,
+            has_failed: event == Some(Event::Fail),
+            is_wanted: self.filter.matches(&subject(r, container)),
+        };
+        self.sights.insert(r.cookie, sight);
+    }
+
+    /// Makes edges of connections that ended so long ago that both ends have told of it; of all, without a time.
+    fn settle(&mut self, session: &mut Session, age: Option<Duration>) {
+        let mut due = HashSet::new();
+        for sight in self.sights.values() {
+            if age.is_some_and(|age| sight.ended.is_none_or(|ended| ended.elapsed() < age)) {
+                continue;
+            }
+            // What is known of the one names the other, so that both are done at once.
+            let other = session.peer_cookie(sight.starts).and_then(|cookie| self.sights.get(&cookie));
+            if age.is_none() || other.is_none_or(|other| other.ended.is_some()) {
+                due.extend([sight.cookie].into_iter().chain(other.map(|other| other.cookie)));
+            }
+        }
+        for cookie in &due {
+            let Some(sight) = self.sights.get(cookie) else { continue };
+            let found = session.peer(sight.starts);
+            let far = found.as_ref().map(|(_, container)| container);
+            let other = found.as_ref().and_then(|(end, _)| self.sights.get(&end.cookie));
+            let peers = &self.args.peer;
+            let is_wanted = (sight.is_wanted && peers.matches(far.map(Arc::as_ref)))
+                || other.is_some_and(|other| other.is_wanted && peers.matches(Some(&sight.container)));
+            if is_wanted {
+                let edge = edge(sight, found.as_ref(), other.is_some(), self.args.duration.is_some());
+                self.add(edge);
+            }
+        }
+        for cookie in due {
+            if let Some(sight) = self.sights.remove(&cookie) {
+                session.forget_peer(sight.starts, cookie);
+            }
         }
     }
-    let mut edges: Vec<_> = edges.into_values().collect();
-    edges
-        .sort_by_cached_key(|edge| (Reverse(edge.size()), edge.client.name(), edge.server.name(), edge.port));
-    edges
+
+    fn add(&mut self, mut edge: Edge) {
+        if self.edges.len() >= MOST_EDGES && !self.edges.contains_key(&edge.id()) {
+            edge = Edge { client: OTHER, server: OTHER, port: None, ..edge };
+        }
+        match self.edges.entry(edge.id()) {
+            Entry::Vacant(vacant) => drop(vacant.insert(edge)),
+            Entry::Occupied(mut known) => known.get_mut().add(&edge),
+        }
+    }
+
+    /// Those with the most connections first.
+    fn sorted(self) -> Vec<Edge> {
+        let mut edges: Vec<_> = self.edges.into_values().collect();
+        edges.sort_by_cached_key(|edge| {
+            let is_other = edge.client.id() == NodeId::Other;
+            (is_other, Reverse(edge.size()), edge.client.name(), edge.server.name(), edge.port)
+        });
+        edges
+    }
 }
 
 /// What one socket says of its edge. A connection whose other socket is seen, too, is counted by the client's.
@@ -352,7 +395,7 @@ fn edge(sight: &Sight, found: Option<&(End, Arc<Container>)>, both_seen: bool, w
         client,
         server,
         port,
-        connections: one(sight.is_there),
+        connections: one(sight.ended.is_none()),
         opened: watches.then(|| one(sight.was_opened)),
         failed: watches.then(|| one(sight.has_failed)),
         client_side: is_client.then_some(sight.side),
@@ -367,8 +410,8 @@ fn fold(mut edges: Vec<Edge>, most: usize) -> Vec<Edge> {
     }
     let rest = edges.split_off(most);
     let mut other = Edge {
-        client: Node::Other("~other"),
-        server: Node::Other("~other"),
+        client: OTHER,
+        server: OTHER,
         port: None,
         connections: 0,
         opened: None,
