@@ -836,6 +836,19 @@ static __always_inline __u32 fast_open(struct tcp_sock *tp)
 			  BPF_CORE_READ_BITFIELD(tp, syn_data_acked));
 }
 
+/*
+ * Where a sequence number began that has come so many bytes far. Where the socket is not locked both may move between the
+ * two reads; then they are read once more.
+ */
+#define start_of(number, bytes)                                                                                      \
+	({                                                                                                           \
+		__u32 _first = *(volatile __u32 *)&(number);                                                         \
+		__u32 _start = _first - (__u32)*(volatile __u64 *)&(bytes);                                          \
+		__u32 _second = *(volatile __u32 *)&(number);                                                        \
+		__u32 _again = _second - (__u32)*(volatile __u64 *)&(bytes);                                         \
+		_again + if_same(_first, _second, _start - _again);                                                  \
+	})
+
 /* Everything but what belongs to an event alone, and the RTT samples. */
 static __noinline void describe(struct connection *c, struct tcp_sock *tp, struct gauge *g, const struct reading *now,
 				__u32 state)
@@ -892,8 +905,8 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->unsent = without_fin(tp->write_seq - tp->snd_nxt,
 				is_one_of(state, 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING));
 	c->accept_limit = 0;
-	c->own_start = tp->snd_una - (__u32)tp->bytes_acked + if_same(g->direction, DIRECTION_ACTIVE, 1);
-	c->peer_start = tp->rcv_nxt - (__u32)tp->bytes_received;
+	c->own_start = start_of(tp->snd_una, tp->bytes_acked) + if_same(g->direction, DIRECTION_ACTIVE, 1);
+	c->peer_start = start_of(tp->rcv_nxt, tp->bytes_received);
 	c->drops = sk->sk_drops.counter;
 	/* In SYN_SENT it was only asked for. */
 	c->ecn = is_one_of(state, ~(1 << TCP_SYN_SENT)) & BPF_CORE_READ_BITFIELD(tp, ecn_flags) & TCP_ECN_OK;

@@ -3,7 +3,7 @@
 use model::connection::{Connection, Direction, Process};
 use probe::Options;
 
-use super::{endpoint, explain_nothing, owner, print};
+use super::{endpoint, explain_no_peer, owner, print};
 use crate::{
     args::ConnsArgs,
     output::{
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     if connections.is_empty() && listeners > 0 {
         say!("no connections; {listeners} listening sockets (--all shows them)");
     } else {
-        explain_nothing(&session, connections.len(), walk.sockets, "sockets");
+        explain_no_peer(&session, &args.peer, connections.len(), walk.sockets);
     }
     session.report_losses();
     Ok(())

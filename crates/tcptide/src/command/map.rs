@@ -23,7 +23,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::ROWS, explain_nothing, owner, print};
+use super::{conns::ROWS, explain_no_peer, owner, print};
 use crate::{
     args::{Drawing, MapArgs},
     output::{
@@ -252,9 +252,7 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
             print(look.output.output, &edges, &columns, row)?;
         }
     }
-    if args.peer.is_empty() {
-        explain_nothing(&session, edges.len(), walk.sockets, "sockets");
-    }
+    explain_no_peer(&session, &args.peer, edges.len(), walk.sockets);
     session.report_losses();
     Ok(())
 }

@@ -21,6 +21,7 @@ use model::{
 use serde::Serialize;
 
 use crate::{
+    args::PeerArgs,
     identity::{RuntimeState, RuntimeStatus},
     output::{
         format::Format,
@@ -58,6 +59,15 @@ fn print<T: Serialize>(
 fn explain_nothing(session: &Session, found: usize, all: u64, what: &str) {
     if found == 0 && !session.filter.is_empty() {
         say!("nothing matches {}; without the filter there are {all} {what}", session.filter.describe());
+    }
+}
+
+/// The same where far ends were asked for, too.
+fn explain_no_peer(session: &Session, peer: &PeerArgs, found: usize, all: u64) {
+    if found == 0 && !peer.is_empty() {
+        say!("no far end on this host matches --peer-container; `tcptide conns` shows all {all} sockets");
+    } else {
+        explain_nothing(session, found, all, "sockets");
     }
 }
 
