@@ -7,30 +7,36 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use model::record;
+use model::record::{self, direction::DIRECTION_UNKNOWN};
 
 /// The kernel's number of SYN_SENT: the peer's numbers are not known yet.
 const SYN_SENT: u8 = 2;
 /// The kernel's number of the LISTEN state.
 const LISTEN: u8 = model::connection::LISTEN;
 
-/// The sequence numbers of the first bytes in both directions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The sequence numbers of the first bytes in both directions: the own, the peer's.
+type Numbers = (u32, u32);
+
+/// Those that a socket may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Starts {
-    own: u32,
-    peer: u32,
+    numbers: Numbers,
+    /// Whether the own may be one more: nobody saw who began, and a SYN counts only on the side that did.
+    or_one_more: bool,
 }
 
 impl Starts {
     /// Those of a socket that has both.
     pub(crate) fn of(r: &record::Connection) -> Option<Self> {
         let state = if r.state_before == 0 { r.state } else { r.state_before };
-        (state != SYN_SENT && state != LISTEN).then_some(Self { own: r.own_start, peer: r.peer_start })
+        let or_one_more = usize::from(r.direction) == DIRECTION_UNKNOWN;
+        let numbers = (r.own_start, r.peer_start);
+        (state != SYN_SENT && state != LISTEN).then_some(Self { numbers, or_one_more })
     }
 
-    /// As the far end has them.
-    fn reversed(self) -> Self {
-        Self { own: self.peer, peer: self.own }
+    fn each(self) -> impl Iterator<Item = Numbers> {
+        let (own, peer) = self.numbers;
+        [Some((own, peer)), self.or_one_more.then(|| (own.wrapping_add(1), peer))].into_iter().flatten()
     }
 }
 
@@ -48,7 +54,7 @@ pub(crate) struct End {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     /// `None`: several sockets have them.
-    ends: HashMap<Starts, Option<End>>,
+    ends: HashMap<Numbers, Option<End>>,
 }
 
 impl Peers {
@@ -61,27 +67,33 @@ impl Peers {
             local_port: r.local_port,
             direction: r.direction,
         };
-        match self.ends.entry(starts) {
-            Entry::Vacant(vacant) => drop(vacant.insert(Some(end))),
-            Entry::Occupied(mut known) => {
-                let same = known.get().is_some_and(|known| known.cookie == end.cookie);
-                known.insert(same.then_some(end));
+        for numbers in starts.each() {
+            match self.ends.entry(numbers) {
+                Entry::Vacant(vacant) => drop(vacant.insert(Some(end))),
+                Entry::Occupied(mut known) => {
+                    let same = known.get().is_some_and(|known| known.cookie == end.cookie);
+                    known.insert(same.then_some(end));
+                }
             }
         }
     }
 
     /// Forgets a socket.
     pub(crate) fn forget(&mut self, starts: Starts, cookie: u64) {
-        if let Entry::Occupied(known) = self.ends.entry(starts)
-            && known.get().is_some_and(|end| end.cookie == cookie)
-        {
-            known.remove();
+        for numbers in starts.each() {
+            if let Entry::Occupied(known) = self.ends.entry(numbers)
+                && known.get().is_some_and(|end| end.cookie == cookie)
+            {
+                known.remove();
+            }
         }
     }
 
     /// The far end of a connection.
     pub(crate) fn of(&self, starts: Starts) -> Option<End> {
-        self.ends.get(&starts.reversed()).copied().flatten()
+        let mut found = starts.each().filter_map(|(own, peer)| *self.ends.get(&(peer, own))?);
+        let first = found.next()?;
+        found.all(|other| other.cookie == first.cookie).then_some(first)
     }
 }
 
@@ -96,6 +108,7 @@ mod tests {
             own_start,
             peer_start,
             state: 1,
+            direction: 1,
             ..record::Connection::default()
         }
     }
@@ -135,6 +148,25 @@ mod tests {
         let mut peers = Peers::default();
         peers.note(&own);
         assert_eq!(peer_of(&peers, &own), Some(1));
+    }
+
+    #[test]
+    fn where_nobody_saw_who_began_a_syn_may_count_or_not() {
+        for (client_unknown, server_unknown) in [(true, false), (false, true), (true, true)] {
+            let unknown = |r: record::Connection| record::Connection { direction: 0, ..r };
+            // Without the SYN the client's own number is one less.
+            let client = if client_unknown { unknown(socket(1, 99, 200)) } else { socket(1, 100, 200) };
+            let server = if server_unknown { unknown(socket(2, 200, 100)) } else { socket(2, 200, 100) };
+            let mut peers = Peers::default();
+            peers.note(&client);
+            peers.note(&server);
+            assert_eq!((peer_of(&peers, &client), peer_of(&peers, &server)), (Some(2), Some(1)));
+            peers.forget(Starts::of(&client).unwrap(), 1);
+            assert_eq!(
+                (peer_of(&peers, &server), peers.ends.len()),
+                (None, if server_unknown { 2 } else { 1 })
+            );
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("namespaces", "signatures_are_missing_unexpected_and_wrong", NO_PYTHON),
     ("reconcile", "signatures_are_not_expected", NO_PYTHON),
     ("far_ends", "a_map_keeps_no_connection_that_ended", "asks for 2,000 connections a second"),
+    ("far_ends", "numbers_hold_while_they_move", "asks for two processors at once"),
     ("far_ends", "the_far_end_is_named_through_translated_addresses", "no iptables in a guest"),
     ("helpers", "*", "about the tests' own helpers"),
     ("bad_places", "a_reader_that_leaves_is_no_error", NOT_THE_KERNEL),
