@@ -65,7 +65,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     // A walk in several parts may meet a connection again.
     connections.dedup_by_key(|c| c.cookie);
     print(look.output.output, &connections, COLUMNS, row)?;
-    if connections.is_empty() && listeners > 0 {
+    if connections.is_empty() && listeners > 0 && args.peer.is_empty() {
         say!("no connections; {listeners} listening sockets (--all shows them)");
     } else {
         explain_no_peer(&session, &args.peer, connections.len(), walk.sockets);
