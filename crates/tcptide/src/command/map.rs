@@ -518,3 +518,54 @@ fn mermaid_text(text: &str) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edge_to(port: u16, connections: u64) -> Edge {
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let side = Side { sent_bytes: connections, ..Side::default() };
+        Edge {
+            client: Node::Container(Arc::new(Container::unknown(7))),
+            server: Node::Address(address),
+            port: Some(port),
+            connections,
+            opened: Some(1),
+            failed: None,
+            client_side: Some(side),
+            server_side: None,
+        }
+    }
+
+    #[test]
+    fn totals_are_the_same_with_fewer_edges() {
+        let edges: Vec<_> = (1..=9).map(|n| edge_to(n, n.into())).collect();
+        let totals = |edges: &[Edge]| {
+            let sent = edges.iter().filter_map(Edge::bytes).map(|(sent, _)| sent).sum::<u64>();
+            (edges.iter().map(Edge::size).sum::<u64>(), sent)
+        };
+        let before = totals(&edges);
+        for most in [1, 4, 9, 10] {
+            let folded = fold(edges.clone(), most);
+            assert_eq!((folded.len(), totals(&folded)), (9.min(most + usize::from(most < 9)), before));
+        }
+        let other = serde_json::to_value(fold(edges, 1).last()).unwrap();
+        assert_eq!((&other["client"]["name"], &other["connections"]), (&"~other".into(), &44.into()));
+    }
+
+    #[test]
+    fn odd_names_stay_within_their_quotes() {
+        let mut edge = edge_to(80, 1);
+        let mut odd = Container::unknown(7);
+        "a\"b\\c\n<script>|#".clone_into(&mut odd.name);
+        edge.client = Node::Container(Arc::new(odd));
+        let dot = draw(Drawing::Dot, std::slice::from_ref(&edge));
+        assert_eq!(dot.lines().count(), 7, "{dot}");
+        assert!(dot.contains(r#"[label="a\"b\\c"#), "{dot}");
+        let mermaid = draw(Drawing::Mermaid, &[edge]);
+        assert_eq!(mermaid.lines().count(), 4, "{mermaid}");
+        assert_eq!(mermaid.matches('"').count(), 6, "{mermaid}");
+        assert!(!mermaid.contains("<script>"), "{mermaid}");
+    }
+}
