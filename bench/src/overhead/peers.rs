@@ -12,7 +12,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use functional::process::{Lines, find, shown, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
-
 use tempfile::NamedTempFile;
 
 use super::subject::Subject;

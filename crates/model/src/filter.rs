@@ -132,10 +132,8 @@ impl Filter {
         let named = |list: &List<Pattern>, name: Option<&str>| {
             list.matches(|pattern| name.is_some_and(|name| pattern.matches(name)))
         };
-        self.container.matches(|pattern| {
-            subject.container_name.is_some_and(|name| pattern.matches(name))
-                || subject.container_id.is_some_and(|id| pattern.begins_id(id))
-        }) && named(&self.pod, subject.pod)
+        self.container.matches(|pattern| pattern.is_of(subject.container_name, subject.container_id))
+            && named(&self.pod, subject.pod)
             && named(&self.namespace, subject.namespace)
             && self.cgroup.matches(|cgroup| cgroup.holds(subject.cgroup_id, subject.cgroup_path))
             && self.pid.matches(|pid| subject.pid == Some(*pid))
@@ -305,6 +303,11 @@ impl Pattern {
             rest = after;
         }
         rest.ends_with(end)
+    }
+
+    /// Whether this is a container of that name or id, as far as they are known.
+    pub fn is_of(&self, name: Option<&str>, id: Option<&str>) -> bool {
+        name.is_some_and(|name| self.matches(name)) || id.is_some_and(|id| self.begins_id(id))
     }
 
     /// Whether this is the `id`, or at least six hexadecimal digits of its beginning.

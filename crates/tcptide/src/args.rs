@@ -99,13 +99,8 @@ pub(crate) struct PeerArgs {
 impl PeerArgs {
     /// Whether a far end is asked for; `None` where it is not known whose it is.
     pub(crate) fn matches(&self, container: Option<&Container>) -> bool {
-        let is = |pattern: &Pattern| {
-            container.is_some_and(|container| {
-                pattern.matches(&container.name)
-                    || container.id.as_deref().is_some_and(|id| pattern.begins_id(id))
-            })
-        };
-        self.peer_container.as_ref().is_none_or(|list| list.matches(is))
+        let (name, id) = (container.map(|c| c.name.as_str()), container.and_then(|c| c.id.as_deref()));
+        self.peer_container.as_ref().is_none_or(|list| list.matches(|pattern| pattern.is_of(name, id)))
     }
 
     /// Whether any is asked for.

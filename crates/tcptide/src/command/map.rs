@@ -61,7 +61,6 @@ enum Node {
     Other(&'static str),
 }
 
-const OTHER: Node = Node::Other("~other");
 /// The most edges that are kept apart while watching; what else comes is ~other.
 const MOST_EDGES: usize = 65_536;
 /// Both ends of a connection have told of its end after so long.
@@ -168,6 +167,12 @@ impl Edge {
         add(&mut self.server_side, other.server_side.as_ref());
     }
 
+    /// The same numbers as those of ~other.
+    fn of_others(self) -> Self {
+        let other = Node::Other("~other");
+        Self { client: other.clone(), server: other, port: None, ..self }
+    }
+
     fn id(&self) -> EdgeId {
         (self.client.id(), self.server.id(), self.port)
     }
@@ -195,8 +200,8 @@ struct Sight {
     cookie: u64,
     direction: u8,
     peer: IpAddr,
-    /// Of the service, if this side began, and if the peer did.
-    ports: (u16, u16),
+    local_port: u16,
+    peer_port: u16,
     side: Side,
     /// When that was told.
     ended: Option<Instant>,
@@ -295,7 +300,8 @@ impl Picture<'_> {
             cookie: r.cookie,
             direction: r.direction,
             peer: peer(r).address,
-            ports: (r.peer_port, r.local_port),
+            local_port: r.local_port,
+            peer_port: r.peer_port,
             side,
             ended: ended.then(Instant::now),
             // Of others it is not known.
@@ -341,7 +347,7 @@ impl Picture<'_> {
 
     fn add(&mut self, mut edge: Edge) {
         if self.edges.len() >= MOST_EDGES && !self.edges.contains_key(&edge.id()) {
-            edge = Edge { client: OTHER, server: OTHER, port: None, ..edge };
+            edge = edge.of_others();
         }
         match self.edges.entry(edge.id()) {
             Entry::Vacant(vacant) => drop(vacant.insert(edge)),
@@ -373,26 +379,21 @@ fn edge(sight: &Sight, found: Option<&(End, Arc<Container>)>, both_seen: bool, w
         known if known == active || known == passive => Some(known == active),
         _ => peers.map(|end| end.direction).filter(|&d| d == active || d == passive).map(|d| d == passive),
     };
-    let (as_client, as_server) = sight.ports;
+    // Where nobody saw who began, the lower cookie comes first, so that both sockets tell of one edge.
+    let is_client = began.unwrap_or_else(|| peers.is_none_or(|end| end.cookie >= sight.cookie));
+    let (client, server) = if is_client { (near, far) } else { (far, near) };
     // A port may be translated on the way: the server knows its own.
-    let own_port = peers.map_or(as_client, |end| end.local_port);
-    let (client, server, port) = match began {
-        Some(true) => (near, far, Some(own_port)),
-        Some(false) => (far, near, Some(as_server)),
-        // Nobody saw who began: the lower cookie comes first, so that both sockets tell of one edge.
-        None if peers.is_some_and(|end| end.cookie < sight.cookie) => (far, near, None),
-        None => (near, far, None),
-    };
-    let is_client = match began {
-        Some(began) => began,
-        None => peers.is_none_or(|end| end.cookie >= sight.cookie),
+    let port = |began| match (began, peers) {
+        (false, _) => sight.local_port,
+        (true, Some(end)) => end.local_port,
+        (true, None) => sight.peer_port,
     };
     let counts = is_client || !both_seen;
     let one = |is: bool| u64::from(counts && is);
     Edge {
         client,
         server,
-        port,
+        port: began.map(port),
         connections: one(sight.ended.is_none()),
         opened: watches.then(|| one(sight.was_opened)),
         failed: watches.then(|| one(sight.has_failed)),
@@ -406,21 +407,14 @@ fn fold(mut edges: Vec<Edge>, most: usize) -> Vec<Edge> {
     if edges.len() <= most {
         return edges;
     }
-    let rest = edges.split_off(most);
-    let mut other = Edge {
-        client: OTHER,
-        server: OTHER,
-        port: None,
-        connections: 0,
-        opened: None,
-        failed: None,
-        client_side: None,
-        server_side: None,
-    };
-    for edge in &rest {
-        other.add(edge);
+    let mut rest = edges.split_off(most).into_iter();
+    if let Some(first) = rest.next() {
+        let mut other = first.of_others();
+        for edge in rest {
+            other.add(&edge);
+        }
+        edges.push(other);
     }
-    edges.push(other);
     edges
 }
 
