@@ -109,6 +109,24 @@ impl PeerArgs {
     }
 }
 
+/// The same for streams.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct StreamPeerArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// Tell whose the far ends are although there are filters: all connections of this host have to be followed then
+    #[arg(long)]
+    peers: bool,
+}
+
+impl StreamPeerArgs {
+    /// Whether far ends are asked for by name, or at all.
+    pub(crate) fn are_asked_for(&self) -> bool {
+        self.peers || !self.peer.is_empty()
+    }
+}
+
 /// How to print, and whom to ask for names.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
@@ -151,6 +169,8 @@ pub(crate) struct TraceArgs {
     pub(crate) stream: StreamArgs,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -201,6 +221,8 @@ pub(crate) struct ConnlatArgs {
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
     #[command(flatten)]
+    pub(crate) peers: StreamPeerArgs,
+    #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
 
@@ -229,6 +251,8 @@ pub(crate) struct RttArgs {
     pub(crate) stream: StreamArgs,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -300,6 +324,8 @@ pub(crate) struct ExplainArgs {
     pub(crate) top: usize,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

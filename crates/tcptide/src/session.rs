@@ -1,8 +1,8 @@
 //! What the commands share: the monitor, the names, the filter, and the end.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, VecDeque},
+    io, mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use jiff::Timestamp;
 use model::{
-    connection::{Clock, Connection, subject},
+    connection::{Clock, Connection, Event, subject},
     container::Container,
     filter::Filter,
     mountinfo::CgroupLayout,
@@ -24,7 +24,7 @@ use probe::{Capability, CgroupEvent, Monitor, Options, Owner, Walk, check_privil
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    args::{FilterArgs, OutputArgs, RuntimeArgs},
+    args::{FilterArgs, OutputArgs, PeerArgs, RuntimeArgs, StreamPeerArgs},
     identity::{self, Directory},
     output::say,
     owners::Owners,
@@ -36,15 +36,50 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// How long the runtimes may take for their first answer before names are done without.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Rows a walk brings at a time.
+pub(crate) const ROWS: u32 = 16384;
+/// The other end of a connection that ended has told of it by now, too.
+const FORGET_AFTER: Duration = Duration::from_secs(4);
+
 /// A running monitor and all that is needed to tell what it saw.
 pub(crate) struct Session {
     pub(crate) monitor: Monitor,
     pub(crate) directory: Directory,
     pub(crate) filter: Filter,
     /// The sockets of this host, where far ends are asked for.
-    peers: Option<Peers>,
+    far_ends: Option<FarEnds>,
     owners: Owners,
     stop: Arc<AtomicBool>,
+}
+
+/// What far ends are told by.
+struct FarEnds {
+    peers: Peers,
+    filter: PeerArgs,
+    /// Bits of the events that were asked for; others are sent for the far ends' sake.
+    events: u32,
+    /// Events wait here for the next batch, in which the other end may be.
+    waiting: Vec<record::Connection>,
+    /// Sockets that ended, to be forgotten, the first to end first.
+    ended: VecDeque<(Instant, Starts, u64)>,
+}
+
+/// A connection at one moment.
+pub(crate) struct Seen<'a> {
+    pub(crate) record: &'a record::Connection,
+    pub(crate) container: &'a Arc<Container>,
+    /// Whose the far end is, where that is asked for and known.
+    pub(crate) peer: Option<Arc<Container>>,
+    pub(crate) clock: &'a Clock,
+}
+
+impl Seen<'_> {
+    /// For a program.
+    pub(crate) fn event(&self) -> Connection {
+        let mut connection = connection(self.record, self.container, self.clock, true);
+        connection.peer.container.clone_from(&self.peer);
+        connection
+    }
 }
 
 impl Session {
@@ -53,21 +88,33 @@ impl Session {
         Self::begin(filter, output, options, None)
     }
 
-    /// The same where far ends are to be told. They may be sockets that the filter leaves out, so that the kernel side sends
+    /// The same for looks that tell far ends. They may be sockets that the filter leaves out, so that the kernel side sends
     /// all.
     pub(crate) fn start_with_peers(
         filter: &FilterArgs,
         output: &OutputArgs,
         options: Options,
     ) -> anyhow::Result<Self> {
-        Self::begin(filter, output, options, Some(Peers::default()))
+        Self::begin(filter, output, options, Some(PeerArgs::default()))
+    }
+
+    /// The same for streams. Without a filter they tell far ends, for which the beginnings and ends of all connections are
+    /// events; with one, only if they are asked for.
+    pub(crate) fn start_stream(
+        filter: &FilterArgs,
+        output: &OutputArgs,
+        options: Options,
+        peers: &StreamPeerArgs,
+    ) -> anyhow::Result<Self> {
+        let wanted = peers.are_asked_for() || filter.filter().is_empty();
+        Self::begin(filter, output, options, wanted.then(|| peers.peer.clone()))
     }
 
     fn begin(
         filter: &FilterArgs,
         output: &OutputArgs,
         mut options: Options,
-        peers: Option<Peers>,
+        peers: Option<PeerArgs>,
     ) -> anyhow::Result<Self> {
         if let Some(text) = without(&check_privileges()?) {
             say!("{text}");
@@ -78,15 +125,23 @@ impl Session {
         let directory = directory(&output.runtimes)?;
         let owners = Owners::new(&filter);
         options.owner = owner(directory.layout());
-        if peers.is_none() {
+        let far_ends = peers.map(|filter| FarEnds::new(filter, options.events));
+        if far_ends.is_none() {
             options.filter = filter.clone();
             options.filter_cgroups = owners.are_asked_for();
+        } else if options.events != 0 {
+            options.events |= Event::Established.bit() | Event::Close.bit();
+            options.rows = options.rows.max(ROWS);
         }
         let monitor = Monitor::start(&options)?;
         directory.settle(PATIENCE);
-        let mut session = Self { monitor, directory, filter, peers, owners, stop };
+        let mut session = Self { monitor, directory, filter, far_ends, owners, stop };
         session.take_cgroup_events()?;
         session.owners.tell(&mut session.monitor, &session.directory)?;
+        if options.events != 0 && session.far_ends.is_some() {
+            // Those that are there already may be the far ends of what comes.
+            session.walk(|_, _, _| {})?;
+        }
         Ok(session)
     }
 
@@ -120,7 +175,7 @@ impl Session {
     pub(crate) fn stream(
         &mut self,
         duration: Option<Duration>,
-        mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock) -> anyhow::Result<()>,
+        mut each: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
         mut now_and_then: impl FnMut(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let end = duration.map(|d| Instant::now() + d);
@@ -130,8 +185,18 @@ impl Session {
                 let left = end.map_or(PERIOD, |end| end.saturating_duration_since(Instant::now()));
                 thread::sleep(PERIOD.min(left));
             }
-            self.fetch(&mut each)?;
+            let mut batch = self.take_events()?;
+            if let Some(far_ends) = &mut self.far_ends {
+                mem::swap(&mut far_ends.waiting, &mut batch);
+            }
+            self.tell(&batch, &mut each)?;
+            if over {
+                self.tell_waiting(&mut each)?;
+            }
             now_and_then(self)?;
+            if let Some(far_ends) = &mut self.far_ends {
+                far_ends.forget(Instant::now());
+            }
             if over {
                 return Ok(());
             }
@@ -142,27 +207,76 @@ impl Session {
     /// walk came by is there.
     pub(crate) fn fetch(
         &mut self,
-        mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock) -> anyhow::Result<()>,
+        mut each: impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let clock = clock();
+        let batch = self.take_events()?;
+        self.tell_waiting(&mut each)?;
+        self.tell(&batch, &mut each)
+    }
+
+    fn take_events(&mut self) -> anyhow::Result<Vec<record::Connection>> {
         let mut batch = Vec::new();
         self.monitor.events(&mut |event| batch.push(*event))?;
         // A cgroup is made before its first connection, so its name is known now.
         if self.take_cgroup_events()? || self.owners.are_due() {
             self.owners.tell(&mut self.monitor, &self.directory)?;
         }
-        if let Some(peers) = &mut self.peers {
-            for event in &batch {
-                peers.note(event);
-            }
+        if let Some(far_ends) = &mut self.far_ends {
+            far_ends.note(&batch);
         }
-        for event in &batch {
-            let container = self.directory.resolve(event.cgroup_id);
-            if self.filter.matches(&subject(event, &container)) {
-                each(event, &container, &clock)?;
+        Ok(batch)
+    }
+
+    fn tell_waiting(&mut self, each: &mut impl FnMut(&Seen<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let waiting = self.far_ends.as_mut().map(|far_ends| mem::take(&mut far_ends.waiting));
+        self.tell(&waiting.unwrap_or_default(), each)
+    }
+
+    fn tell(
+        &self,
+        batch: &[record::Connection],
+        each: &mut impl FnMut(&Seen<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let clock = clock();
+        for record in batch.iter().filter(|record| self.is_asked_for(record)) {
+            let container = &self.directory.resolve(record.cgroup_id);
+            let peer = self.peer_of(Starts::of(record));
+            let seen = Seen { record, container, peer, clock: &clock };
+            if self.is_wanted(&seen) {
+                each(&seen)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether an event of its kind was asked for.
+    fn is_asked_for(&self, event: &record::Connection) -> bool {
+        self.far_ends.as_ref().is_none_or(|far_ends| far_ends.events & (1 << event.event) != 0)
+    }
+
+    /// Whether the filters let it pass.
+    fn is_wanted(&self, seen: &Seen<'_>) -> bool {
+        self.filter.matches(&subject(seen.record, seen.container))
+            && self.far_ends.as_ref().is_none_or(|far_ends| far_ends.filter.matches(seen.peer.as_deref()))
+    }
+
+    /// Calls `each` with all live connections, once the far ends of all are known.
+    pub(crate) fn look(&mut self, mut each: impl FnMut(&Seen<'_>)) -> anyhow::Result<Walk> {
+        if self.far_ends.is_none() {
+            return self
+                .walk(|record, container, clock| each(&Seen { record, container, peer: None, clock }));
+        }
+        let mut rows = Vec::new();
+        let walk = self.walk(|row, container, _| rows.push((*row, Arc::clone(container))))?;
+        let clock = clock();
+        for (record, container) in &rows {
+            let peer = self.peer_of(Starts::of(record));
+            let seen = Seen { record, container, peer, clock: &clock };
+            if self.is_wanted(&seen) {
+                each(&seen);
+            }
+        }
+        Ok(walk)
     }
 
     /// Looks at all live connections.
@@ -171,10 +285,10 @@ impl Session {
         mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock),
     ) -> anyhow::Result<Walk> {
         let clock = clock();
-        let (directory, filter, peers) = (&self.directory, &self.filter, &mut self.peers);
+        let (directory, filter, far_ends) = (&self.directory, &self.filter, &mut self.far_ends);
         let walk = self.monitor.walk(Some(&mut |row| {
-            if let Some(peers) = peers {
-                peers.note(row);
+            if let Some(far_ends) = far_ends {
+                far_ends.peers.note(row);
             }
             let container = directory.resolve(row.cgroup_id);
             if filter.matches(&subject(row, &container)) {
@@ -186,20 +300,18 @@ impl Session {
 
     /// The far end of a connection, if it is on this host and was seen by now.
     pub(crate) fn peer(&self, starts: Option<Starts>) -> Option<(End, Arc<Container>)> {
-        let end = self.peers.as_ref()?.of(starts?)?;
+        let end = self.far_ends.as_ref()?.peers.of(starts?)?;
         Some((end, self.directory.resolve(end.cgroup_id)))
+    }
+
+    /// Whose it is.
+    pub(crate) fn peer_of(&self, starts: Option<Starts>) -> Option<Arc<Container>> {
+        self.peer(starts).map(|(_, container)| container)
     }
 
     /// The cookie of its socket.
     pub(crate) fn peer_cookie(&self, starts: Option<Starts>) -> Option<u64> {
-        Some(self.peers.as_ref()?.of(starts?)?.cookie)
-    }
-
-    /// Nobody will ask for the far end of this one any more.
-    pub(crate) fn forget_peer(&mut self, starts: Option<Starts>, cookie: u64) {
-        if let (Some(peers), Some(starts)) = (&mut self.peers, starts) {
-            peers.forget(starts, cookie);
-        }
+        Some(self.far_ends.as_ref()?.peers.of(starts?)?.cookie)
     }
 
     fn take_cgroup_events(&mut self) -> anyhow::Result<bool> {
@@ -226,6 +338,34 @@ impl Session {
         let missed = self.monitor.missed();
         if missed > 0 {
             say!("up to {missed} events were missed: the programs were running on that CPU already");
+        }
+    }
+}
+
+impl FarEnds {
+    fn new(filter: PeerArgs, events: u32) -> Self {
+        Self { peers: Peers::default(), filter, events, waiting: Vec::new(), ended: VecDeque::new() }
+    }
+
+    /// Takes note of who is there, and of who will be forgotten.
+    fn note(&mut self, batch: &[record::Connection]) {
+        let now = Instant::now();
+        for event in batch {
+            self.peers.note(event);
+            let is_over = Event::ALL.get(usize::from(event.event)) == Some(&Event::Close);
+            if let (true, Some(starts)) = (is_over, Starts::of(event)) {
+                self.ended.push_back((now, starts, event.cookie));
+            }
+        }
+    }
+
+    /// Forgets those that ended a while ago.
+    fn forget(&mut self, now: Instant) {
+        while let Some((ended, starts, cookie)) = self.ended.front().copied()
+            && now.saturating_duration_since(ended) >= FORGET_AFTER
+        {
+            self.peers.forget(starts, cookie);
+            self.ended.pop_front();
         }
     }
 }

@@ -319,3 +319,81 @@ fn numbers_hold_while_they_move() {
     // Twice in a row a number may have moved between two reads.
     assert!(all >= 96 && named + 2 >= all, "{named} of {all} far ends are named");
 }
+
+#[test]
+fn streams_tell_far_ends_of_what_comes_and_of_what_was_there() {
+    let netns = Netns::new("far-stream").unwrap();
+    let (web, app) = (Cgroup::unique("far-stream-web").unwrap(), Cgroup::unique("far-stream-app").unwrap());
+    let (of_web, of_app) = (web.path().to_str().unwrap(), app.path().to_str().unwrap());
+    let _server = serve(&app, &netns, "127.0.0.1:9500");
+    let held = hold(&web, &netns, "127.0.0.1:9500", "3");
+    let tcptide = Tcptide::find().unwrap();
+    let trace = |args: &[&str]| {
+        let args = [&["trace", "-o", "json", "--port", "9500"], args].concat();
+        let trace = tcptide.spawn(args).unwrap();
+        trace.wait_ready().unwrap();
+        trace
+    };
+    // A port is a filter that both ends pass.
+    let all = trace(&["--peers"]);
+    let to_app = trace(&["--peer-container", of_app, "--events", "close"]);
+    let filtered = trace(&["--cgroup", of_web]);
+    let although = trace(&["--cgroup", of_web, "--peers"]);
+    let rtt = tcptide.spawn(["rtt", "-o", "json", "--by", "edge", "--port", "9500", "--peers"]).unwrap();
+    rtt.wait_ready().unwrap();
+    let connlat =
+        tcptide.spawn(["connlat", "-o", "json", "--cgroup", of_web, "--peer-container", of_app]).unwrap();
+    connlat.wait_ready().unwrap();
+    let churn = [
+        "churn",
+        "--to",
+        "127.0.0.1:9500",
+        "--rate",
+        "100",
+        "--seconds",
+        "20",
+        "--count",
+        "40",
+        "--bytes",
+        "9",
+    ];
+    assert_eq!(run(&web, &netns, &churn).wait(Duration::from_secs(30)).unwrap().opened, 40);
+    held.finish().unwrap();
+
+    let told = |stream: functional::tcptide::Streaming| {
+        stream.interrupt().unwrap().success().unwrap().json_lines().unwrap()
+    };
+    // Both ends of each: opened here, established here, closed here; of those that were there, their end alone.
+    let all = told(all);
+    let of = |events: &[Value], event: &str| {
+        let of: Vec<_> = events.iter().filter(|one| one["event"] == event).cloned().collect();
+        ends(&of, &[&web, &app])
+    };
+    let (w, a) = (web.id().unwrap(), app.id().unwrap());
+    let both = |count| {
+        let mut both = [vec![(w, Some(a)); count], vec![(a, Some(w)); count]].concat();
+        both.sort_unstable();
+        both
+    };
+    for (event, count) in [("established", 40), ("close", 43)] {
+        let mut found = of(&all, event);
+        found.sort_unstable();
+        assert_eq!(found, both(count), "{event}");
+    }
+    let to_app = told(to_app);
+    assert_eq!(of(&to_app, "close"), vec![(w, Some(a)); 43]);
+    assert_eq!(to_app.len(), 43);
+    assert_eq!(of(&told(filtered), "close"), vec![(w, None); 43]);
+    assert_eq!(of(&told(although), "close"), vec![(w, Some(a)); 43]);
+    let established: Vec<_> = told(connlat).into_iter().filter(|one| one["event"] == "established").collect();
+    assert_eq!(ends(&established, &[&web]), vec![(w, Some(a)); 40]);
+    let mut edges: Vec<_> = told(rtt)
+        .iter()
+        .filter(|edge| edge["summary"] == true)
+        .map(|edge| ["container", "peer_container"].map(|end| edge[end]["cgroup_id"].as_u64()))
+        .collect();
+    edges.sort_unstable();
+    let mut expected = vec![[Some(w), Some(a)], [Some(a), Some(w)]];
+    expected.sort_unstable();
+    assert_eq!(edges, expected);
+}

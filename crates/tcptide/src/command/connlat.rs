@@ -29,7 +29,7 @@ use crate::{
         units,
         writer::{Output, Screen},
     },
-    session::{Session, connection},
+    session::Session,
 };
 
 const COLUMNS: &[Column] = &[
@@ -38,6 +38,7 @@ const COLUMNS: &[Column] = &[
     Column::left("PROCESS").width(16).shrinks_to(7).rank(2),
     Column::left("LOCAL").width(21).shrinks_to(12).rank(3),
     Column::left("PEER").width(21).shrinks_to(12),
+    Column::left("PEER CONTAINER").width(20).shrinks_to(10).rank(2),
     Column::right("LATENCY").width(8),
     Column::left("RESULT").width(8),
     Column::right("SYN RETRANS").width(11).wide_only(),
@@ -115,7 +116,7 @@ pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
         buffer: args.stream.buffer << 20,
         ..Options::default()
     };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let mut session = Session::start_stream(&args.filter, &args.output, options, &args.peers)?;
     let zone = TimeZone::system();
     let format = args.output.output;
     let screen = Screen::detect();
@@ -129,12 +130,12 @@ pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
     }
     session.stream(
         args.stream.duration,
-        |event, container, clock| {
-            let connection = connection(event, container, clock, true);
+        |seen| {
+            let connection = seen.event();
             let latency = if connection.event == Some(Event::Fail) {
                 connection.duration_us
             } else {
-                connect_us(event)
+                connect_us(seen.record)
             };
             // Passive connections, and those whose SYN nobody saw.
             let Some(latency) = latency else { return Ok(()) };
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
             }
             for tally in [&whole, &recent] {
                 let mut tally = tally.borrow_mut();
-                let Connects { latency: connected, failures, .. } = tally.of(container);
+                let Connects { latency: connected, failures, .. } = tally.of(seen.container);
                 match connection.close {
                     Some(close) => *failures.entry(close.reason).or_default() += 1,
                     None => connected.record(latency),
@@ -182,6 +183,7 @@ fn row(c: &Connection, latency: u64, zone: &TimeZone) -> Vec<Cell> {
         c.process.as_ref().map(process).into(),
         c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
         endpoint(&c.peer).into(),
+        c.peer.container.as_deref().map(owner).into(),
         units::duration(latency).into(),
         c.close.map_or_else(|| Cell::new("ok"), |close| Cell::new(close.reason).role(Role::Bad)),
         c.retransmits.syn.to_string().into(),

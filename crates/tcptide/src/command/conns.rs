@@ -12,11 +12,8 @@ use crate::{
         units,
     },
     peers::Starts,
-    session::{Session, connection},
+    session::{ROWS, Session, connection},
 };
-
-/// Rows a walk brings at a time.
-pub(crate) const ROWS: u32 = 16384;
 
 const COLUMNS: &[Column] = &[
     Column::left("CONTAINER").shrinks_to(10),
@@ -57,7 +54,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     let mut connections: Vec<_> = connections
         .into_iter()
         .filter_map(|(mut connection, starts)| {
-            connection.peer.container = session.peer(starts).map(|(_, container)| container);
+            connection.peer.container = session.peer_of(starts);
             args.peer.matches(connection.peer.container.as_deref()).then_some(connection)
         })
         .collect();

@@ -13,10 +13,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{
-    conns::{ROWS, process},
-    endpoint, explain_nothing, owner,
-};
+use super::{conns::process, endpoint, explain_no_peer, owner};
 use crate::{
     args::ExplainArgs,
     output::{
@@ -24,7 +21,8 @@ use crate::{
         style::Role,
         writer::{Output, Screen},
     },
-    session::{Session, connection},
+    peers::Starts,
+    session::{ROWS, Session, connection},
 };
 
 #[derive(Serialize)]
@@ -37,7 +35,7 @@ struct Explained {
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     // With samples, so that closed windows are seen between the looks too.
     let options = Options { rows: ROWS, samples: true, read_delay: true, ..Options::default() };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let mut session = Session::start_with_peers(&args.filter, &args.output, options)?;
     session.insist_on_owners()?;
     let is_asked_for = |row: &record::Connection| args.connection.is_none_or(|cookie| cookie == row.cookie);
     let mut before = HashMap::new();
@@ -49,7 +47,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     say!("looking again in {:?}", args.duration);
     let begun = std::time::Instant::now();
     // Nothing is streamed: this is the way to wait that Ctrl-C ends.
-    session.stream(Some(args.duration), |_, _, _| Ok(()), |_| Ok(()))?;
+    session.stream(Some(args.duration), |_| Ok(()), |_| Ok(()))?;
     let interval_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     // By cookie: a walk in several parts may meet a connection again.
     let mut all = BTreeMap::new();
@@ -57,16 +55,20 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
         let verdicts = explain(before.get(&row.cookie), row, interval_us);
         if is_asked_for(row) && !verdicts.is_empty() {
             let connection = connection(row, container, clock, false);
-            all.insert(row.cookie, Explained { connection, verdicts });
+            all.insert(row.cookie, (Explained { connection, verdicts }, Starts::of(row)));
         }
     })?;
-    let mut all: Vec<_> = all.into_values().collect();
+    let with_peer = |(mut one, starts): (Explained, Option<Starts>)| {
+        one.connection.peer.container = session.peer_of(starts);
+        args.peer.matches(one.connection.peer.container.as_deref()).then_some(one)
+    };
+    let mut all: Vec<_> = all.into_values().filter_map(with_peer).collect();
     all.sort_by(|a, b| gravity(b).total_cmp(&gravity(a)));
     match args.connection {
-        Some(cookie) if all.is_empty() => {
+        Some(cookie) if all.is_empty() && args.peer.is_empty() => {
             anyhow::bail!("no connection has the cookie {cookie}: `tcptide conns -o wide` shows them");
         }
-        _ => explain_nothing(&session, all.len(), walk.sockets, "sockets"),
+        _ => explain_no_peer(&session, &args.peer, all.len(), walk.sockets),
     }
     print(args, &all)?;
     session.report_losses();
@@ -93,7 +95,8 @@ fn print(args: &ExplainArgs, all: &[Explained]) -> anyhow::Result<()> {
     let palette = Screen::detect().palette;
     for Explained { connection: c, verdicts } in all.iter().take(args.top) {
         let who = c.process.as_ref().map(process).unwrap_or_default();
-        let to = if c.queues.is_some() { String::new() } else { format!(" to {}", endpoint(&c.peer)) };
+        let peer = c.peer.container.as_deref().map(|peer| format!(" ({})", owner(peer))).unwrap_or_default();
+        let to = if c.queues.is_some() { String::new() } else { format!(" to {}{peer}", endpoint(&c.peer)) };
         writeln!(
             out,
             "{} {who}  {}{to}  {}  cookie {}",

@@ -14,10 +14,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{
-    conns::{ROWS, process},
-    endpoint, explain_nothing, owner, print,
-};
+use super::{conns::process, endpoint, explain_nothing, owner, print};
 use crate::{
     args::ListenArgs,
     output::{
@@ -26,7 +23,7 @@ use crate::{
         table::{Cell, Column},
         units,
     },
-    session::{Session, connection},
+    session::{ROWS, Session, connection},
 };
 
 const COLUMNS: &[Column] = &[
@@ -96,8 +93,8 @@ pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
         say!("looking again in {:?}", duration.unwrap_or_default());
         session.stream(
             *duration,
-            |event, _, _| {
-                note(&mut waits, event);
+            |seen| {
+                note(&mut waits, seen.record);
                 Ok(())
             },
             |_| Ok(()),
@@ -127,8 +124,8 @@ pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
         }
     })?;
     if duration.is_some() {
-        session.fetch(|event, _, _| {
-            note(&mut waits, event);
+        session.fetch(|seen| {
+            note(&mut waits, seen.record);
             Ok(())
         })?;
     }

@@ -23,7 +23,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::ROWS, explain_no_peer, owner, print};
+use super::{explain_no_peer, owner, print};
 use crate::{
     args::{Drawing, MapArgs},
     output::{
@@ -32,7 +32,7 @@ use crate::{
         writer::Output,
     },
     peers::{End, Starts},
-    session::Session,
+    session::{ROWS, Seen, Session},
 };
 
 const COLUMNS: &[Column] = &[
@@ -226,8 +226,9 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     let filter = std::mem::take(&mut session.filter);
     let picture =
         RefCell::new(Picture { args, filter: &filter, sights: HashMap::new(), edges: BTreeMap::new() });
-    let told = |r: &record::Connection, container: &Arc<Container>, _: &_| {
-        picture.borrow_mut().see(Event::ALL.get(usize::from(r.event)).copied(), r, container);
+    let told = |seen: &Seen<'_>| {
+        let event = Event::ALL.get(usize::from(seen.record.event)).copied();
+        picture.borrow_mut().see(event, seen.record, seen.container);
         Ok(())
     };
     if let Some(duration) = args.duration {
@@ -339,9 +340,7 @@ impl Picture<'_> {
             }
         }
         for cookie in due {
-            if let Some(sight) = self.sights.remove(&cookie) {
-                session.forget_peer(sight.starts, cookie);
-            }
+            self.sights.remove(&cookie);
         }
     }
 

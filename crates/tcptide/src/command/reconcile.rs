@@ -62,10 +62,10 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let counting = std::cell::RefCell::new((&mut reconciler, &mut seen));
     session.stream(
         Some(args.duration),
-        |event, container, _| {
+        |one| {
             let (reconciler, seen) = &mut *counting.borrow_mut();
-            reconciler.event(event);
-            note(seen, event, container);
+            reconciler.event(one.record);
+            note(seen, one.record, one.container);
             Ok(())
         },
         |_| {
@@ -75,9 +75,9 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     )?;
     turn(&mut reconciler, &mut session, &mut seen)?;
     thread::sleep(PATIENCE);
-    session.fetch(|event, container, _| {
-        reconciler.event(event);
-        note(&mut seen, event, container);
+    session.fetch(|one| {
+        reconciler.event(one.record);
+        note(&mut seen, one.record, one.container);
         Ok(())
     })?;
     let mut all = reconciler.compare(&session.monitor)?;

@@ -13,15 +13,12 @@ use model::{
     connection::{Direction, Event, peer, rtt, rtt_samples},
     container::Container,
     histogram::{Histogram, Scale},
-    record::{self, direction},
+    record::direction,
 };
 use probe::Options;
 use serde::Serialize;
 
-use super::{
-    conns::{ROWS, arrow},
-    owner,
-};
+use super::{conns::arrow, owner};
 use crate::{
     args::{By, RttArgs},
     output::{
@@ -31,7 +28,7 @@ use crate::{
         units,
         writer::{Output, Screen},
     },
-    session::{Session, is_terminal},
+    session::{ROWS, Seen, Session, is_terminal},
 };
 
 /// How often the screen is drawn where nobody said.
@@ -48,10 +45,13 @@ struct Key {
     peer: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
+    #[serde(skip)]
+    peer_cgroup_id: Option<u64>,
 }
 
 impl Key {
-    fn of(by: By, r: &record::Connection, container: &Container) -> Self {
+    fn of(by: By, seen: &Seen<'_>) -> Self {
+        let r = seen.record;
         let direction = match usize::from(r.direction) {
             direction::DIRECTION_ACTIVE => Some(Direction::Active),
             direction::DIRECTION_PASSIVE => Some(Direction::Passive),
@@ -59,19 +59,20 @@ impl Key {
         };
         let port = Some(if direction == Some(Direction::Passive) { r.local_port } else { r.peer_port });
         let peer = Some(peer(r).address);
-        let cgroup_id = Some(container.cgroup_id);
-        let nothing = Self { cgroup_id: None, direction: None, peer: None, port: None };
+        let cgroup_id = Some(seen.container.cgroup_id);
+        let peer_cgroup_id = seen.peer.as_ref().map(|peer| peer.cgroup_id);
+        let nothing = Self { cgroup_id: None, direction: None, peer: None, port: None, peer_cgroup_id: None };
         match by {
             By::Container => Self { cgroup_id, ..nothing },
             By::Peer => Self { peer, ..nothing },
             By::Port => Self { port, ..nothing },
-            By::Edge => Self { cgroup_id, direction, peer, port },
+            By::Edge => Self { cgroup_id, direction, peer, port, peer_cgroup_id },
         }
     }
 
-    fn title(&self, container: Option<&Container>) -> String {
+    fn title(&self, group: &Group) -> String {
         let mut words = Vec::new();
-        words.extend(container.map(owner));
+        words.extend(group.container.as_deref().map(owner));
         words.extend(self.direction.map(|direction| arrow(direction).to_owned()));
         match (self.peer, self.port) {
             (Some(peer), Some(port)) => words.push(units::address(peer, port)),
@@ -79,6 +80,7 @@ impl Key {
             (None, Some(port)) => words.push(format!("port {port}")),
             (None, None) => {}
         }
+        words.extend(group.peer_container.as_deref().map(|peer| format!("({})", owner(peer))));
         words.join(" ")
     }
 }
@@ -87,6 +89,7 @@ impl Key {
 #[derive(Clone)]
 struct Group {
     container: Option<Arc<Container>>,
+    peer_container: Option<Arc<Container>>,
     samples: Histogram,
     min_us: Option<u32>,
     /// Smoothed minus minimum, summed over `looks`.
@@ -103,6 +106,8 @@ struct Distribution<'a> {
     container: Option<&'a Container>,
     #[serde(flatten)]
     key: &'a Key,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_container: Option<&'a Container>,
     /// Connections that had samples.
     connections: u64,
     rtt: &'a Histogram,
@@ -118,12 +123,14 @@ struct Distribution<'a> {
 struct Groups(BTreeMap<Key, Group>);
 
 impl Groups {
-    fn add(&mut self, by: By, r: &record::Connection, container: &Arc<Container>) {
-        let Some(samples) = rtt_samples(r).filter(|samples| !samples.is_empty()) else { return };
-        let key = Key::of(by, r, container);
+    fn add(&mut self, by: By, seen: &Seen<'_>) {
+        let Some(samples) = rtt_samples(seen.record).filter(|samples| !samples.is_empty()) else { return };
+        let key = Key::of(by, seen);
         let named = key.cgroup_id.is_some();
+        let peer = key.peer_cgroup_id.and(seen.peer.as_ref());
         let group = self.0.entry(key).or_insert_with(|| Group {
-            container: named.then(|| Arc::clone(container)),
+            container: named.then(|| Arc::clone(seen.container)),
+            peer_container: peer.cloned(),
             samples: Histogram::new(&Scale::RTT),
             min_us: None,
             queueing_us: 0,
@@ -132,7 +139,7 @@ impl Groups {
         });
         group.samples.merge(&samples);
         group.connections += 1;
-        if let Some(rtt) = rtt(r)
+        if let Some(rtt) = rtt(seen.record)
             && let Some(min) = rtt.min_us
         {
             group.min_us = Some(group.min_us.map_or(min, |known| known.min(min)));
@@ -150,6 +157,7 @@ impl Groups {
                     summary,
                     container: group.container.as_deref(),
                     key,
+                    peer_container: group.peer_container.as_deref(),
                     connections: group.connections,
                     rtt: &group.samples,
                     min_us: group.min_us,
@@ -159,7 +167,7 @@ impl Groups {
                 continue;
             }
             writeln!(out)?;
-            write!(out, "{}", bars(&key.title(group.container.as_deref()), &group.samples, screen))?;
+            write!(out, "{}", bars(&key.title(group), &group.samples, screen))?;
             let min = group.min_us.map_or("-".to_owned(), |us| units::duration(us.into()));
             let queueing = queueing_us.map_or("-".to_owned(), units::duration);
             let connections = group.connections;
@@ -187,7 +195,11 @@ pub(crate) fn run(args: &RttArgs) -> anyhow::Result<()> {
         buffer: args.stream.buffer << 20,
         ..Options::default()
     };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let mut session = if args.by == By::Edge || args.peers.are_asked_for() {
+        Session::start_stream(&args.filter, &args.output, options, &args.peers)?
+    } else {
+        Session::start(&args.filter, &args.output, options)?
+    };
     let format = args.output.output;
     let screen = Screen::detect();
     let interval =
@@ -196,33 +208,33 @@ pub(crate) fn run(args: &RttArgs) -> anyhow::Result<()> {
         (std::cell::RefCell::new(Groups::default()), std::cell::RefCell::new(Groups::default()));
     let mut out = Output::stdout();
     let mut last = Instant::now();
-    let add = |r: &record::Connection, container: &Arc<Container>| {
-        whole.borrow_mut().add(args.by, r, container);
+    let add = |seen: &Seen<'_>| {
+        whole.borrow_mut().add(args.by, seen);
         if interval.is_some() {
-            recent.borrow_mut().add(args.by, r, container);
+            recent.borrow_mut().add(args.by, seen);
         }
     };
     session.announce();
     session.stream(
         args.stream.duration,
-        |event, container, _| {
-            add(event, container);
+        |seen| {
+            add(seen);
             Ok(())
         },
         |session| {
             if interval.is_some_and(|interval| last.elapsed() >= interval) {
                 last = Instant::now();
                 // A walk takes the samples off the live connections; what closes before or after brings its own.
-                session.walk(|row, container, _| add(row, container))?;
+                session.look(add)?;
                 recent.take().print(&mut out, format, &screen, false)?;
                 out.flush()?;
             }
             Ok(())
         },
     )?;
-    session.walk(|row, container, _| add(row, container))?;
-    session.fetch(|event, container, _| {
-        add(event, container);
+    session.look(add)?;
+    session.fetch(|seen| {
+        add(seen);
         Ok(())
     })?;
     if interval.is_some() && format.encoding().is_none() {

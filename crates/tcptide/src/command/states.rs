@@ -14,11 +14,11 @@ use model::{
 use probe::{Options, network_namespaces};
 use serde::Serialize;
 
-use super::{conns::ROWS, explain_nothing, owner, print};
+use super::{explain_nothing, owner, print};
 use crate::{
     args::LookArgs,
     output::table::{Cell, Column},
-    session::Session,
+    session::{ROWS, Session},
 };
 
 const SYN_RECV: usize = 3;

@@ -18,7 +18,7 @@ use crate::{
         units,
         writer::{Output, Screen},
     },
-    session::{Session, connection},
+    session::Session,
 };
 
 const COLUMNS: &[Column] = &[
@@ -29,6 +29,7 @@ const COLUMNS: &[Column] = &[
     Column::left("DIR").width(3).rank(3),
     Column::left("LOCAL").width(21).shrinks_to(12).rank(4),
     Column::left("PEER").width(21).shrinks_to(12),
+    Column::left("PEER CONTAINER").width(20).shrinks_to(10).rank(2),
     Column::right("TOOK").width(7).rank(1),
     Column::right("SENT").width(8).rank(1),
     Column::right("RECEIVED").width(8).rank(1),
@@ -48,7 +49,7 @@ pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
         read_delay: args.read_delay,
         ..Options::default()
     };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let mut session = Session::start_stream(&args.filter, &args.output, options, &args.peers)?;
     let zone = TimeZone::system();
     let format = args.output.output;
     let screen = Screen::detect();
@@ -60,8 +61,8 @@ pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
     }
     session.stream(
         args.stream.duration,
-        |event, container, clock| {
-            let connection = connection(event, container, clock, true);
+        |seen| {
+            let connection = seen.event();
             let mut out = out.borrow_mut();
             match format.encoding() {
                 Some(encoding) => encoding.item(&mut *out, &connection)?,
@@ -99,6 +100,7 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
         c.direction.map(arrow).into(),
         c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
         endpoint(&c.peer).into(),
+        c.peer.container.as_deref().map(owner).into(),
         took.map(units::duration).into(),
         carried.then(|| units::bytes(c.sent_bytes)).into(),
         carried.then(|| units::bytes(c.received_bytes)).into(),

@@ -28,14 +28,11 @@ use self::{
 };
 use crate::{
     namespaces::{Reading, Readings},
-    session::clock,
+    session::{ROWS, clock},
 };
 
 /// How long after a reading the events of the interval before it may come in.
 pub(crate) const PATIENCE: Duration = Duration::from_nanos(2 * EDGE_NS);
-
-/// Rows a walk brings at a time.
-const ROWS: u32 = 16384;
 
 const EVENTS: [Event; 7] = [
     Event::Open,
