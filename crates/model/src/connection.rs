@@ -101,11 +101,21 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn of(number: u8) -> Option<Self> {
+    /// By the number in a record, [`record::direction`].
+    pub fn of(number: u8) -> Option<Self> {
         match usize::from(number) {
             direction::DIRECTION_ACTIVE => Some(Self::Active),
             direction::DIRECTION_PASSIVE => Some(Self::Passive),
             _ => None,
+        }
+    }
+
+    /// As the far end sees it.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Active => Self::Passive,
+            Self::Passive => Self::Active,
         }
     }
 

@@ -7,6 +7,7 @@
 //! * [`histogram`]: bucketed distributions and their quantiles
 //! * [`container`]: a cgroup path to the container it belongs to
 //! * [`mod@drop`]: why packets are dropped
+//! * [`edge`]: what is counted of a container and whom it talks to
 //! * [`explain`]: what holds a connection back
 //! * [`filter`]: which connections a person asked for
 //! * [`metrics`]: the table of every metric
@@ -17,6 +18,7 @@
 pub mod connection;
 pub mod container;
 pub mod drop;
+pub mod edge;
 pub mod explain;
 pub mod filter;
 pub mod histogram;

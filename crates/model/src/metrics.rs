@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use crate::{
     connection::{FAST_OPEN_NAMES, REASON_NAMES, RESET_STATE_NAMES, RETRANSMIT_NAMES, STATE_NAMES},
     drop,
+    edge::{EDGE_LABELS, EDGE_METRICS, EdgeMetric},
     histogram::{Histogram, Scale},
     namespace::{NAMESPACE_EVENTS, NamespaceEvent},
     record::{Totals, congestion},
@@ -437,6 +438,8 @@ own! {
         "Updates that went to ~other for want of room: see --metrics.max-cgroups."
     UNATTRIBUTED "tcptide_unattributed_sockets_total" Counter []
         "Sockets whose owner could not be established: they are counted under ~unattributed."
+    EDGES_FOLDED "tcptide_edge_folded_connections_total" Counter []
+        "With --edges: connections that found no room for an edge of their own (see --metrics.max-edges): they are in ~other."
     FOLDED "tcptide_folded_series" Gauge []
         "0 while every cgroup has series of its own; absent once some were folded into ~other, for how many is not known."
     WALK_SECONDS "tcptide_walk_duration_seconds" Gauge []
@@ -464,6 +467,22 @@ pub fn document() -> String {
         };
         let labels = labels.iter().map(label).collect::<Vec<_>>().join("; ");
         let _ = writeln!(page, "| `{name}` | {} | {labels} | {help} | {source} |", kind.name());
+    }
+    page.push_str("\n## Of edges\n\n");
+    let _ = write!(
+        page,
+        "Only with `tcptide agent --edges`: a container and whom it talks to. Each has the labels `{}`. `direction` is `active` \
+         where the container is the client, `passive` where it is the server, and empty where nobody saw who began. The \
+         `peer_container`, `peer_pod` and `peer_namespace` are those of a far end on this host, and empty of others. `peer_name` is \
+         the name of the far end's address ([attribution.md](attribution.md)), else the address itself; `~elsewhere` are all \
+         clients on other hosts that have no name. `peer_port` is the server's port, and empty where the container is the server \
+         itself. Edges beyond the most are each container's `~other`: the sum of a container's edges is what the container has \
+         counted, but for connects that nobody has answered yet.\n\n\
+         | metric | type | meaning |\n|---|---|---|\n",
+        EDGE_LABELS.join(" ")
+    );
+    for EdgeMetric { name, kind, help, .. } in EDGE_METRICS {
+        let _ = writeln!(page, "| `{name}` | {} | {help} |", kind.name());
     }
     page.push_str("\n## Of network namespaces\n\n");
     page.push_str(
@@ -517,7 +536,8 @@ mod tests {
     #[test]
     fn names_follow_the_conventions() {
         let own = NAMESPACE_METRICS.iter().chain(OWN_METRICS).map(|m| (m.name, m.kind));
-        for (name, kind) in METRICS.iter().map(|m| (m.name, m.kind)).chain(own) {
+        let edges = EDGE_METRICS.iter().map(|m| (m.name, m.kind));
+        for (name, kind) in METRICS.iter().map(|m| (m.name, m.kind)).chain(own).chain(edges) {
             assert!(name.starts_with("tcptide_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         }

@@ -367,6 +367,13 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
+    /// Count by edge, too: who talks to whom. The beginning and the end of each connection is an event then, which costs
+    #[arg(long)]
+    pub(crate) edges: bool,
+    /// Most edges with series of their own; the rest is each container's ~other
+    #[arg(long = "metrics.max-edges", value_name = "NUMBER", default_value_t = 4096, requires = "edges",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_edges: u32,
     /// Most network namespaces to read the kernel's own counters of
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use model::record::{self, direction::DIRECTION_UNKNOWN};
+use model::{connection::Direction, record};
 
 /// The kernel's number of SYN_SENT: the peer's numbers are not known yet.
 const SYN_SENT: u8 = 2;
@@ -29,7 +29,7 @@ impl Starts {
     /// Those of a socket that has both.
     pub(crate) fn of(r: &record::Connection) -> Option<Self> {
         let state = if r.state_before == 0 { r.state } else { r.state_before };
-        let or_one_more = usize::from(r.direction) == DIRECTION_UNKNOWN;
+        let or_one_more = Direction::of(r.direction).is_none();
         let numbers = (r.own_start, r.peer_start);
         (state != SYN_SENT && state != LISTEN).then_some(Self { numbers, or_one_more })
     }
@@ -46,8 +46,8 @@ pub(crate) struct End {
     pub(crate) cookie: u64,
     pub(crate) cgroup_id: u64,
     pub(crate) local_port: u16,
-    /// As in the record.
-    pub(crate) direction: u8,
+    /// Who began, if it was seen there.
+    pub(crate) direction: Option<Direction>,
 }
 
 /// The sockets of this host by their numbers.
@@ -65,7 +65,7 @@ impl Peers {
             cookie: r.cookie,
             cgroup_id: r.cgroup_id,
             local_port: r.local_port,
-            direction: r.direction,
+            direction: Direction::of(r.direction),
         };
         for numbers in starts.each() {
             match self.ends.entry(numbers) {

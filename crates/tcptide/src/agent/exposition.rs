@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading};
+use model::{
+    edge::{EDGE_METRICS, EdgeMetric, Number},
+    metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading},
+};
 use probe::{ProgramStats, RunStats, Status, Walk};
 
 use super::{
+    edges::EdgeSample,
     namespaces::NamespaceSample,
     reconciliation::Sums,
     series::{Labels, Sample},
@@ -20,8 +24,16 @@ pub(crate) struct Exposition {
     /// The labels of each, as text.
     owners: Vec<String>,
     about: About,
-    /// All that is not of [`METRICS`].
+    edges: Vec<EdgeSample>,
+    /// All that is not of [`METRICS`], nor of [`EDGE_METRICS`].
     others: Vec<Family>,
+}
+
+/// What there is to say of edges.
+#[derive(Debug)]
+pub(crate) struct OfEdges {
+    pub(crate) samples: Vec<EdgeSample>,
+    pub(crate) folded: u64,
 }
 
 /// What there is to say of network namespaces.
@@ -61,23 +73,36 @@ struct Family {
 }
 
 impl Exposition {
-    pub(crate) fn new(samples: Arc<Vec<Sample>>, namespaces: &OfNamespaces, about: About) -> Self {
+    pub(crate) fn new(
+        samples: Arc<Vec<Sample>>,
+        edges: Option<OfEdges>,
+        namespaces: &OfNamespaces,
+        about: About,
+    ) -> Self {
         let mut others = of_namespaces(namespaces);
+        let folded = edges.as_ref().map(|edges| (Vec::new(), Value::Whole(edges.folded)));
+        others.push(family((&metrics::EDGES_FOLDED, folded.into_iter().collect())));
         others.extend(of_itself(&samples, &about));
         let owners = samples.iter().map(|sample| text::labels(pairs(&sample.labels))).collect();
-        Self { samples, owners, about, others }
+        let edges = edges.map(|edges| edges.samples).unwrap_or_default();
+        Self { samples, owners, about, edges, others }
     }
 
     /// The text, one metric after the other.
     pub(crate) fn text(self: Arc<Self>, format: Format) -> impl Iterator<Item = String> {
-        let families = METRICS.len() + self.others.len();
+        let families = METRICS.len() + EDGE_METRICS.len() + self.others.len();
         (0..families).map(move |at| self.family(at, format)).chain([format.end().to_owned()])
     }
 
-    /// One metric: first those of [`METRICS`], then the others. Nothing of one without a sample.
+    /// One metric: first those of [`METRICS`], then of edges, then the others. Nothing of one without a sample.
     fn family(&self, at: usize, format: Format) -> String {
         let Some(metric) = METRICS.get(at) else {
-            return self.others.get(at - METRICS.len()).map(|family| family.text(format)).unwrap_or_default();
+            let at = at - METRICS.len();
+            if let Some(metric) = EDGE_METRICS.get(at) {
+                return self.of_edges(metric, format);
+            }
+            let family = self.others.get(at - EDGE_METRICS.len());
+            return family.map(|family| family.text(format)).unwrap_or_default();
         };
         let mut readings = self.owners.iter().zip(self.samples.iter()).filter_map(|(owner, sample)| {
             Some((owner.as_str(), sample.readings.get(at).filter(|_| self.has(metric))?))
@@ -90,6 +115,23 @@ impl Exposition {
             lines.write(&mut text, owner, reading);
         }
         if text.len() > comments { text } else { String::new() }
+    }
+
+    fn of_edges(&self, metric: &EdgeMetric, format: Format) -> String {
+        let line = Line::new(metric.name, "");
+        let mut text = String::new();
+        for edge in &self.edges {
+            let value = match (metric.read)(&edge.counts, &edge.now) {
+                Some(Number::Whole(n)) => Value::Whole(n),
+                Some(Number::Seconds(seconds)) => Value::Real(seconds),
+                None => continue,
+            };
+            if text.is_empty() {
+                text = format.comments(metric.name, metric.kind, metric.help);
+            }
+            line.write(&mut text, &edge.labels, value);
+        }
+        text
     }
 
     /// Whether what feeds a metric of containers runs.
@@ -324,7 +366,7 @@ mod tests {
 
     fn openmetrics(name: &str, about: About) -> String {
         let samples = Arc::new(vec![sample(name, &Totals::default())]);
-        text(&Exposition::new(samples, &OfNamespaces::default(), about).into(), Format::OpenMetrics)
+        text(&Exposition::new(samples, None, &OfNamespaces::default(), about).into(), Format::OpenMetrics)
     }
 
     fn text(exposition: &Arc<Exposition>, format: Format) -> String {
@@ -349,7 +391,7 @@ mod tests {
             ..OfNamespaces::default()
         };
         let web = Arc::new(vec![sample("web", &totals)]);
-        let exposition = Arc::new(Exposition::new(web, &namespaces, about()));
+        let exposition = Arc::new(Exposition::new(web, None, &namespaces, about()));
         let samples = |text: &str| -> Vec<_> {
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect()
         };

@@ -19,7 +19,8 @@ use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    exposition::{self, Exposition, OfNamespaces},
+    edges::Edges,
+    exposition::{self, Exposition, OfEdges, OfNamespaces},
     namespaces::Namespaces,
     reconciliation::Reconciliation,
     series::Series,
@@ -30,15 +31,16 @@ use crate::{
     identity::Directory,
     namespaces::ALL,
     reconcile,
-    session::{directory, owner, take_cgroup_events},
+    session::{ROWS, directory, owner, take_cgroup_events},
 };
 
 /// How often cgroups made and removed are taken note of between scrapes.
 const PERIOD: Duration = Duration::from_millis(250);
 /// How often events are fetched, where there are any.
 const EVENTS_PERIOD: Duration = Duration::from_millis(50);
-/// Room for events, bytes: a walk and a scrape may keep them waiting.
-const BUFFER: u32 = 64 << 20;
+/// Room for events, bytes: a walk and a scrape may keep them waiting. A comparison wants more kinds of them.
+const BUFFER: u32 = 16 << 20;
+const BUFFER_TO_COMPARE: u32 = 64 << 20;
 /// How often network namespaces that appeared are looked into, for what was there before they were seen.
 const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
 
@@ -68,14 +70,23 @@ impl Gauge {
             ..Options::default()
         };
         let interval = args.reconcile;
-        let options = if interval.is_some() { reconcile::options(options) } else { options };
+        let mut options = if interval.is_some() {
+            reconcile::options(Options { buffer: BUFFER_TO_COMPARE, ..options })
+        } else {
+            options
+        };
+        if args.edges {
+            options.events |= Edges::events();
+            options.rows = ROWS;
+        }
+        let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
         let series = Series::new(args.grace);
         let namespaces = Namespaces::new(args.max_namespaces as usize);
         let (scrapes, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces) {
+            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces, edges) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
                     worker.run(&asked);
@@ -103,6 +114,7 @@ struct Worker {
     namespaces: Namespaces,
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
+    edges: Option<Edges>,
     kernel: String,
 }
 
@@ -113,19 +125,31 @@ impl Worker {
         directory: Directory,
         series: Series,
         namespaces: Namespaces,
+        edges: Option<Edges>,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
-        Ok(Self { monitor, directory, series, namespaces, strays, reconciliation, kernel })
+        let mut worker =
+            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, kernel };
+        // Those that are there already may be the far ends of what comes, and may end before the first scrape.
+        worker.walk()?;
+        Ok(worker)
+    }
+
+    fn walk(&mut self) -> anyhow::Result<Walk> {
+        let Some(edges) = &mut self.edges else { return Ok(self.monitor.walk(None)?) };
+        edges.begin_walk();
+        Ok(self.monitor.walk(Some(&mut |row| edges.row(row)))?)
     }
 
     /// Works until nobody is left to ask.
     fn run(mut self, asked: &Receiver<oneshot::Sender<Answer>>) {
         let mut adopted = Instant::now();
-        let period = if self.reconciliation.is_some() { EVENTS_PERIOD } else { PERIOD };
+        let has_events = self.reconciliation.is_some() || self.edges.is_some();
+        let period = if has_events { EVENTS_PERIOD } else { PERIOD };
         loop {
             let first = match asked.recv_timeout(period) {
                 Ok(first) => Some(first),
@@ -155,6 +179,7 @@ impl Worker {
     fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.monitor.tend()?;
+        self.take_events()?;
         match &mut self.reconciliation {
             // Nothing is to be missed: whatever stands in for another program stays.
             Some(reconciliation) => reconciliation.tick(&mut self.monitor, || self.namespaces.read(ALL)),
@@ -162,8 +187,28 @@ impl Worker {
         }
     }
 
+    fn take_events(&mut self) -> anyhow::Result<()> {
+        let (edges, reconciliation) = (&mut self.edges, &mut self.reconciliation);
+        self.monitor.events(&mut |event| {
+            if let Some(edges) = edges {
+                edges.event(event);
+            }
+            if let Some(reconciliation) = reconciliation {
+                reconciliation.event(event);
+            }
+        })?;
+        let directory = &self.directory;
+        if let Some(edges) = edges {
+            edges.settle(Instant::now(), &|id| directory.resolve(id), &|_, _, _, _| None);
+        }
+        Ok(())
+    }
+
     fn scrape(&mut self) -> anyhow::Result<Exposition> {
-        let walk: Walk = self.monitor.walk(None)?;
+        let walk = self.walk()?;
+        // What closed before the walk came by, and whose it is.
+        take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.take_events()?;
         let strays = self.monitor.strays()?;
         let namespaces = self.of_namespaces(&strays);
         let mut totals = self.monitor.totals()?;
@@ -186,7 +231,15 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        Ok(Exposition::new(self.series.all(), &namespaces, about))
+        Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
+    }
+
+    fn of_edges(&mut self) -> Option<OfEdges> {
+        let directory = &self.directory;
+        let edges = self.edges.as_mut()?;
+        let owner = |id| directory.resolve(id);
+        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &|_, _, _, _| None);
+        Some(OfEdges { samples, folded: edges.folded() })
     }
 
     /// What became of packets of no socket, to the containers whose namespaces they were in.

@@ -1,5 +1,6 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
+mod edges;
 mod exposition;
 mod gauge;
 mod http;

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use model::record;
 use probe::Monitor;
 
 use crate::{
@@ -64,14 +65,18 @@ impl Reconciliation {
         Ok(Self { reconciler, interval, turned, is_due: false, sums: BTreeMap::new() })
     }
 
-    /// Takes in the events, and compares when it is time. To be called ten times a second or so.
+    /// An event.
+    pub(crate) fn event(&mut self, event: &record::Connection) {
+        self.reconciler.event(event);
+    }
+
+    /// Compares when it is time. To be called ten times a second or so, with the events taken in.
     pub(crate) fn tick(
         &mut self,
         monitor: &mut Monitor,
         read: impl FnOnce() -> anyhow::Result<Readings>,
     ) -> anyhow::Result<()> {
         let since = self.turned.elapsed();
-        monitor.events(&mut |event| self.reconciler.event(event))?;
         if self.is_due && since >= PATIENCE {
             self.is_due = false;
             let all = self.reconciler.compare(monitor)?;

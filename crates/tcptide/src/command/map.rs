@@ -15,10 +15,10 @@ use std::{
 };
 
 use model::{
-    connection::{Event, LISTEN, peer, rtt, subject},
+    connection::{Direction, Event, LISTEN, peer, rtt, subject},
     container::{Container, sanitize},
     filter::Filter,
-    record::{self, direction},
+    record,
 };
 use probe::Options;
 use serde::Serialize;
@@ -198,7 +198,7 @@ struct Sight {
     container: Arc<Container>,
     starts: Option<Starts>,
     cookie: u64,
-    direction: u8,
+    direction: Option<Direction>,
     peer: IpAddr,
     local_port: u16,
     peer_port: u16,
@@ -299,7 +299,7 @@ impl Picture<'_> {
             container: Arc::clone(container),
             starts: Starts::of(r),
             cookie: r.cookie,
-            direction: r.direction,
+            direction: Direction::of(r.direction),
             peer: peer(r).address,
             local_port: r.local_port,
             peer_port: r.peer_port,
@@ -367,17 +367,14 @@ impl Picture<'_> {
 
 /// What one socket says of its edge. A connection whose other socket is seen, too, is counted by the client's.
 fn edge(sight: &Sight, found: Option<&(End, Arc<Container>)>, both_seen: bool, watches: bool) -> Edge {
-    let (active, passive) = (direction::DIRECTION_ACTIVE as u8, direction::DIRECTION_PASSIVE as u8);
     let far = match found {
         Some((_, container)) => Node::Container(Arc::clone(container)),
         None => Node::Address(sight.peer),
     };
     let near = Node::Container(Arc::clone(&sight.container));
     let peers = found.map(|(end, _)| end);
-    let began = match sight.direction {
-        known if known == active || known == passive => Some(known == active),
-        _ => peers.map(|end| end.direction).filter(|&d| d == active || d == passive).map(|d| d == passive),
-    };
+    let direction = sight.direction.or_else(|| peers.and_then(|end| end.direction).map(Direction::other));
+    let began = direction.map(|direction| direction == Direction::Active);
     // Where nobody saw who began, the lower cookie comes first, so that both sockets tell of one edge.
     let is_client = began.unwrap_or_else(|| peers.is_none_or(|end| end.cookie >= sight.cookie));
     let (client, server) = if is_client { (near, far) } else { (far, near) };

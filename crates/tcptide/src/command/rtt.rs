@@ -13,7 +13,6 @@ use model::{
     connection::{Direction, Event, peer, rtt, rtt_samples},
     container::Container,
     histogram::{Histogram, Scale},
-    record::direction,
 };
 use probe::Options;
 use serde::Serialize;
@@ -52,11 +51,7 @@ struct Key {
 impl Key {
     fn of(by: By, seen: &Seen<'_>) -> Self {
         let r = seen.record;
-        let direction = match usize::from(r.direction) {
-            direction::DIRECTION_ACTIVE => Some(Direction::Active),
-            direction::DIRECTION_PASSIVE => Some(Direction::Passive),
-            _ => None,
-        };
+        let direction = Direction::of(r.direction);
         let port = Some(if direction == Some(Direction::Passive) { r.local_port } else { r.peer_port });
         let peer = Some(peer(r).address);
         let cgroup_id = Some(seen.container.cgroup_id);

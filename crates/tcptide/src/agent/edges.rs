@@ -1,0 +1,530 @@
+//! Who the containers talk to: counters by container and far end.
+//!
+//! Connections are followed from their events and the rows of the walks. What a connection has counted belongs to one
+//! edge for its whole life, chosen when the edge is first shown or the connection ended: no counter falls, and the sum of
+//! all edges is what the containers counted.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use model::{
+    connection::{Direction, Event, LISTEN, peer, rtt},
+    container::Container,
+    edge::{EdgeCounts, EdgeNow},
+    record,
+};
+
+use super::{
+    series::{Labels, Sample, labels},
+    text,
+};
+use crate::peers::{Peers, Starts};
+
+/// Both ends of a connection have told of its end after so long.
+const SETTLED: Duration = Duration::from_secs(2);
+/// So much later nobody asks for an end that is gone.
+const FORGOTTEN: Duration = Duration::from_secs(2);
+/// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
+const MISSED_WALKS: u32 = 2;
+
+/// The far end where there is no room for an edge of its own.
+const OTHER: &str = "~other";
+/// Clients on other hosts that have no name: their addresses are too many to be labels.
+const ELSEWHERE: &str = "~elsewhere";
+
+/// Whom to ask for names: the near end's container, the far end's address and port, when the connection opened.
+pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, IpAddr, Option<u16>, u64) -> Option<String>;
+/// Whose a cgroup is.
+pub(crate) type OwnerOf<'a> = &'a dyn Fn(u64) -> Arc<Container>;
+
+/// What tells edges apart: their labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    near: Labels,
+    far: Labels,
+    name: String,
+    port: Option<u16>,
+    direction: Option<Direction>,
+}
+
+impl Key {
+    /// The same container's connections to whom there is no room for.
+    fn of_others(self) -> Self {
+        let far = Labels { container: OTHER.to_owned(), ..Labels::default() };
+        Self { far, name: String::new(), port: None, ..self }
+    }
+
+    fn text(&self) -> String {
+        let port = self.port.map(|port| port.to_string()).unwrap_or_default();
+        text::labels([
+            ("container", self.near.container.as_str()),
+            ("pod", &self.near.pod),
+            ("namespace", &self.near.namespace),
+            ("direction", self.direction.map_or("", Direction::name)),
+            ("peer_container", &self.far.container),
+            ("peer_pod", &self.far.pod),
+            ("peer_namespace", &self.far.namespace),
+            ("peer_name", &self.name),
+            ("peer_port", &port),
+        ])
+    }
+}
+
+/// One edge.
+struct Edge {
+    key: Key,
+    /// The key's labels as they stand in the metrics.
+    labels: Arc<str>,
+    /// What connections counted that ended.
+    ended: EdgeCounts,
+    now: EdgeNow,
+}
+
+/// A socket as it was seen last.
+struct Socket {
+    cgroup_id: u64,
+    starts: Option<Starts>,
+    direction: Option<Direction>,
+    peer: IpAddr,
+    peer_port: u16,
+    opened_ns: u64,
+    counts: EdgeCounts,
+    now: EdgeNow,
+    has_ended: bool,
+    /// The walk that it was in, or that came before it was first seen.
+    walk: u32,
+    /// Where it counts, once that was decided.
+    edge: Option<usize>,
+}
+
+/// An edge as a scrape shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct EdgeSample {
+    pub(crate) labels: Arc<str>,
+    pub(crate) counts: EdgeCounts,
+    pub(crate) now: EdgeNow,
+}
+
+/// All edges.
+pub(crate) struct Edges {
+    most: usize,
+    peers: Peers,
+    /// By cookie.
+    sockets: HashMap<u64, Socket>,
+    /// Those that ended, the first to end first.
+    ended: VecDeque<(Instant, u64)>,
+    /// And those whose numbers are to be forgotten.
+    gone: VecDeque<(Instant, Starts, u64)>,
+    edges: Vec<Option<Edge>>,
+    free: Vec<usize>,
+    by_key: HashMap<Key, usize>,
+    /// Connections that found no edge of their own.
+    folded: u64,
+    walk: u32,
+}
+
+impl Edges {
+    /// With so many edges at most, and one more for each container.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            peers: Peers::default(),
+            sockets: HashMap::new(),
+            ended: VecDeque::new(),
+            gone: VecDeque::new(),
+            edges: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            folded: 0,
+            walk: 0,
+        }
+    }
+
+    /// The events that it needs: bits.
+    pub(crate) fn events() -> u32 {
+        [Event::Established, Event::Close, Event::Fail].map(Event::bit).into_iter().sum()
+    }
+
+    /// Connections that found no edge of their own.
+    pub(crate) fn folded(&self) -> u64 {
+        self.folded
+    }
+
+    /// A connection began, or ended.
+    pub(crate) fn event(&mut self, r: &record::Connection) {
+        let event = Event::ALL.get(usize::from(r.event)).copied();
+        let is_end = matches!(event, Some(Event::Close | Event::Fail));
+        // Of others a walk tells later.
+        if is_end || event == Some(Event::Established) {
+            self.see(r, is_end);
+        }
+    }
+
+    /// A connection was met by a walk.
+    pub(crate) fn row(&mut self, r: &record::Connection) {
+        self.see(r, false);
+    }
+
+    fn see(&mut self, r: &record::Connection, is_end: bool) {
+        if r.flags & record::FLAG_LISTENER != 0 || r.state == LISTEN {
+            return;
+        }
+        self.peers.note(r);
+        let rtt = rtt(r);
+        let socket = Socket {
+            cgroup_id: r.cgroup_id,
+            starts: Starts::of(r),
+            direction: Direction::of(r.direction),
+            peer: peer(r).address,
+            peer_port: r.peer_port,
+            opened_ns: r.opened_ns,
+            counts: EdgeCounts {
+                established: u64::from(r.established_ns != 0),
+                failed: u64::from(usize::from(r.event) == record::event::EVENT_FAIL && is_end),
+                sent_bytes: r.since.sent_bytes,
+                received_bytes: r.since.received_bytes,
+                sent_segments: r.since.segments_out.into(),
+                retransmitted_segments: r.since.retransmits.into(),
+            },
+            now: EdgeNow {
+                connections: 1,
+                srtt_us: rtt.map_or(0, |rtt| rtt.srtt_us.into()),
+                srtts: rtt.map_or(0, |_| 1),
+                min_rtt_us: rtt.and_then(|rtt| rtt.min_us),
+            },
+            has_ended: is_end,
+            walk: self.walk,
+            edge: None,
+        };
+        match self.sockets.get_mut(&r.cookie) {
+            // The end is the end, and a beginning that was fetched after a walk is of before it.
+            Some(known) if known.has_ended || usize::from(r.event) == record::event::EVENT_ESTABLISHED => {}
+            Some(known) => *known = Socket { edge: known.edge, ..socket },
+            None => drop(self.sockets.insert(r.cookie, socket)),
+        }
+        if is_end {
+            self.ended.push_back((Instant::now(), r.cookie));
+        }
+    }
+
+    /// A walk begins.
+    pub(crate) fn begin_walk(&mut self) {
+        self.walk += 1;
+    }
+
+    /// Counts connections that ended so long ago that both ends have told of it. To be called ten times a second or so.
+    pub(crate) fn settle(&mut self, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) {
+        while let Some((at, cookie)) = self.ended.front().copied()
+            && now.saturating_duration_since(at) >= SETTLED
+        {
+            self.ended.pop_front();
+            self.finish(cookie, now, owner, name);
+        }
+        while let Some((at, starts, cookie)) = self.gone.front().copied()
+            && now.saturating_duration_since(at) >= FORGOTTEN
+        {
+            self.gone.pop_front();
+            self.peers.forget(starts, cookie);
+        }
+    }
+
+    fn finish(&mut self, cookie: u64, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) {
+        let Some(socket) = self.sockets.remove(&cookie) else { return };
+        let edge = socket.edge.unwrap_or_else(|| self.edge_of(&socket, owner, name));
+        if let Some(Some(edge)) = self.edges.get_mut(edge) {
+            edge.ended.add(&socket.counts);
+        }
+        if let Some(starts) = socket.starts {
+            self.gone.push_back((now, starts, cookie));
+        }
+    }
+
+    /// The edges as of the last walk, of the containers that these are the samples of: those of others end with them.
+    pub(crate) fn samples(
+        &mut self,
+        containers: &[Sample],
+        now: Instant,
+        owner: OwnerOf<'_>,
+        name: NameOf<'_>,
+    ) -> Vec<EdgeSample> {
+        self.give_up(now, owner, name);
+        self.settle(now, owner, name);
+        // Connects that nobody answered yet have no numbers to find a far end by: they count when they do.
+        let undecided: Vec<_> = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| socket.edge.is_none() && (socket.starts.is_some() || socket.has_ended))
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for cookie in undecided {
+            let Some(mut socket) = self.sockets.remove(&cookie) else { continue };
+            socket.edge = Some(self.edge_of(&socket, owner, name));
+            self.sockets.insert(cookie, socket);
+        }
+        for edge in self.edges.iter_mut().flatten() {
+            edge.now = EdgeNow::default();
+        }
+        let mut live = vec![EdgeCounts::default(); self.edges.len()];
+        for socket in self.sockets.values() {
+            let Some(at) = socket.edge else { continue };
+            live[at].add(&socket.counts);
+            if let (Some(edge), false) = (&mut self.edges[at], socket.has_ended) {
+                edge.now.add(&socket.now);
+            }
+        }
+        self.drop_those_without(containers);
+        let edges = self.edges.iter().zip(live);
+        edges
+            .filter_map(|(edge, live)| {
+                let edge = edge.as_ref()?;
+                let mut counts = edge.ended;
+                counts.add(&live);
+                Some(EdgeSample { labels: Arc::clone(&edge.labels), counts, now: edge.now })
+            })
+            .collect()
+    }
+
+    /// Takes for ended what two walks did not meet: its end found no room in the buffer.
+    fn give_up(&mut self, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) {
+        let walk = self.walk;
+        let is_lost = |socket: &Socket| !socket.has_ended && socket.walk + MISSED_WALKS <= walk;
+        let lost: Vec<_> =
+            self.sockets.iter().filter(|(_, socket)| is_lost(socket)).map(|(cookie, _)| *cookie).collect();
+        for cookie in lost {
+            self.finish(cookie, now, owner, name);
+        }
+    }
+
+    /// Drops the edges of containers whose own series ended, unless connections still count there.
+    fn drop_those_without(&mut self, containers: &[Sample]) {
+        let shown: BTreeSet<&Labels> = containers.iter().map(|sample| &sample.labels).collect();
+        let used: BTreeSet<usize> = self.sockets.values().filter_map(|socket| socket.edge).collect();
+        for (at, slot) in self.edges.iter_mut().enumerate() {
+            if let Some(edge) = slot
+                && !shown.contains(&edge.key.near)
+                && !used.contains(&at)
+            {
+                self.by_key.remove(&edge.key);
+                self.free.push(at);
+                *slot = None;
+            }
+        }
+    }
+
+    /// The edge of a socket: made if there is room for it.
+    fn edge_of(&mut self, socket: &Socket, owner: OwnerOf<'_>, name: NameOf<'_>) -> usize {
+        let near = owner(socket.cgroup_id);
+        let far = socket.starts.and_then(|starts| self.peers.of(starts));
+        let direction = socket.direction.or_else(|| far.and_then(|end| end.direction).map(Direction::other));
+        let is_service = direction == Some(Direction::Active);
+        // A port may be translated on the way: the server knows its own.
+        let port = is_service.then(|| far.map_or(socket.peer_port, |end| end.local_port));
+        let asked = is_service.then_some(socket.peer_port);
+        let named = name(&near, socket.peer, asked, socket.opened_ns);
+        let name = match (named, far) {
+            (Some(name), _) => name,
+            (None, Some(_)) => String::new(),
+            (None, None) if direction == Some(Direction::Passive) => ELSEWHERE.to_owned(),
+            (None, None) => socket.peer.to_string(),
+        };
+        let far = far.map(|end| labels(&owner(end.cgroup_id))).unwrap_or_default();
+        let mut key = Key { near: labels(&near), far, name, port, direction };
+        if !self.by_key.contains_key(&key) && self.by_key.len() >= self.most {
+            self.folded += 1;
+            key = key.of_others();
+        }
+        if let Some(known) = self.by_key.get(&key) {
+            return *known;
+        }
+        let edge = Edge {
+            labels: key.text().into(),
+            key: key.clone(),
+            ended: EdgeCounts::default(),
+            now: EdgeNow::default(),
+        };
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.edges.push(None);
+            self.edges.len() - 1
+        });
+        self.edges[at] = Some(edge);
+        self.by_key.insert(key, at);
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn container(id: u64) -> Arc<Container> {
+        Arc::new(Container::unknown(id))
+    }
+
+    fn sample(id: u64) -> Sample {
+        Sample { labels: labels(&container(id)), readings: Vec::new(), containers: Vec::new() }
+    }
+
+    /// One of a connection's two sockets, of this cgroup.
+    fn socket(cookie: u64, cgroup_id: u64, event: usize, sent: u64) -> record::Connection {
+        let active = cookie % 2 == 1;
+        let (low, high) = (cookie as u32 & !1, (cookie as u32 & !1) + 1);
+        record::Connection {
+            cookie,
+            cgroup_id,
+            event: event as u8,
+            state: 1,
+            direction: if active { 1 } else { 2 },
+            own_start: if active { low } else { high },
+            peer_start: if active { high } else { low },
+            local_port: if active { 40_000 } else { 80 },
+            peer_port: if active { 8080 } else { 40_000 },
+            established_ns: 1,
+            since: record::Counters { sent_bytes: sent, ..record::Counters::default() },
+            ..record::Connection::default()
+        }
+    }
+
+    const ROW: usize = record::event::EVENTS;
+    use record::event::{EVENT_CLOSE, EVENT_ESTABLISHED};
+
+    /// `(labels, connections, established, sent bytes)`.
+    fn shown(edges: &mut Edges, now: Instant, of: &[u64]) -> Vec<(String, u64, u64, u64)> {
+        let containers: Vec<_> = of.iter().map(|id| sample(*id)).collect();
+        let samples = edges.samples(&containers, now, &container, &|_, _, _, _| None);
+        let mut shown: Vec<_> = samples
+            .into_iter()
+            .map(|one| {
+                (one.labels.to_string(), one.now.connections, one.counts.established, one.counts.sent_bytes)
+            })
+            .collect();
+        shown.sort();
+        shown
+    }
+
+    #[test]
+    fn both_ends_have_their_edge() {
+        let mut edges = Edges::new(10);
+        for r in [socket(1, 7, EVENT_ESTABLISHED, 0), socket(0, 8, EVENT_ESTABLISHED, 0)] {
+            edges.event(&r);
+        }
+        edges.begin_walk();
+        edges.row(&socket(1, 7, ROW, 100));
+        edges.row(&socket(0, 8, ROW, 30));
+        // An event of before the walk that is fetched after it.
+        edges.event(&socket(1, 7, EVENT_ESTABLISHED, 0));
+        let now = Instant::now();
+        let client = "container=\"cgroup:7\",pod=\"\",namespace=\"\",direction=\"active\",peer_container=\"cgroup:8\",\
+                      peer_pod=\"\",peer_namespace=\"\",peer_name=\"\",peer_port=\"80\"";
+        let server = "container=\"cgroup:8\",pod=\"\",namespace=\"\",direction=\"passive\",peer_container=\"cgroup:7\",\
+                      peer_pod=\"\",peer_namespace=\"\",peer_name=\"\",peer_port=\"\"";
+        let expected =
+            |n, sent: [u64; 2]| vec![(client.to_owned(), n, 1, sent[0]), (server.to_owned(), n, 1, sent[1])];
+        assert_eq!(shown(&mut edges, now, &[7, 8]), expected(1, [100, 30]));
+        edges.event(&socket(1, 7, EVENT_CLOSE, 150));
+        edges.event(&socket(0, 8, EVENT_CLOSE, 40));
+        assert_eq!(shown(&mut edges, now, &[7, 8]), expected(0, [150, 40]));
+        assert_eq!(shown(&mut edges, now + SETTLED + SETTLED, &[7, 8]), expected(0, [150, 40]));
+        assert!(edges.sockets.is_empty());
+        edges.settle(Instant::now() + 4 * SETTLED, &container, &|_, _, _, _| None);
+        assert!(edges.gone.is_empty());
+        assert_eq!(shown(&mut edges, now, &[8]).len(), 1, "the other container's series ended");
+    }
+
+    #[test]
+    fn what_two_walks_did_not_meet_has_ended() {
+        let mut edges = Edges::new(10);
+        edges.begin_walk();
+        edges.row(&socket(1, 7, ROW, 100));
+        let mut sent = Vec::new();
+        for _ in 0..3 {
+            let all = shown(&mut edges, Instant::now(), &[7]);
+            sent.push((all[0].1, all[0].3));
+            edges.begin_walk();
+        }
+        assert_eq!(sent, [(1, 100), (1, 100), (0, 100)]);
+        assert!(edges.sockets.is_empty());
+    }
+
+    #[test]
+    fn clients_elsewhere_are_one_and_servers_are_told_apart() {
+        // Ten servers, and all clients together.
+        for (most, expected, folded) in [(11, 11, 0), (5, 5, 6)] {
+            let mut edges = Edges::new(most);
+            edges.begin_walk();
+            for n in 0..20_u64 {
+                let mut r = socket(n, 7, ROW, 1);
+                // None is the other's far end.
+                r.own_start += 1000 * n as u32;
+                r.peer_address[15] = n as u8;
+                edges.row(&r);
+            }
+            let all = shown(&mut edges, Instant::now(), &[7]);
+            let count =
+                |what: &str| all.iter().filter(|one| one.0.contains(what)).map(|one| one.1).sum::<u64>();
+            let others = all.iter().filter(|one| one.0.contains("peer_container=\"~other\"")).count();
+            assert_eq!(all.len() - others, expected, "{all:?}");
+            assert_eq!(all.iter().map(|one| one.1).sum::<u64>(), 20);
+            if folded == 0 {
+                assert_eq!((count("peer_name=\"~elsewhere\""), others), (10, 0), "{all:?}");
+            }
+            assert!(edges.folded() >= folded, "{}", edges.folded());
+        }
+    }
+
+    proptest! {
+        /// Whatever the order, and however little room there is: the edges of a container add up to what its connections
+        /// counted, and no edge's counter falls.
+        #[test]
+        fn totals_are_those_of_the_connections(
+            steps in prop::collection::vec((0_u64..12, 0_usize..4, 1_u64..100), 1..80),
+            most in 0_usize..6,
+        ) {
+            let mut edges = Edges::new(most);
+            let mut now = Instant::now();
+            let mut sent: HashMap<u64, u64> = HashMap::new();
+            let mut next = 0;
+            let mut cookies: HashMap<u64, u64> = HashMap::new();
+            let mut before: HashMap<String, u64> = HashMap::new();
+            for (which, step, bytes) in steps {
+                let cookie = *cookies.entry(which).or_insert_with(|| { next += 2; next + which % 2 });
+                let cgroup = 1 + which % 3;
+                let mut r = socket(cookie, cgroup, ROW, 0);
+                r.peer_address[15] = which as u8;
+                match step {
+                    0 => { r.event = EVENT_ESTABLISHED as u8; if !sent.contains_key(&cookie) { edges.event(&r); sent.insert(cookie, 0); } }
+                    1 => {
+                        *sent.entry(cookie).or_default() += bytes;
+                        r.since.sent_bytes = sent[&cookie];
+                        r.event = EVENT_CLOSE as u8;
+                        edges.event(&r);
+                        cookies.remove(&which);
+                    }
+                    _ => {
+                        edges.begin_walk();
+                        *sent.entry(cookie).or_default() += bytes;
+                        for (which, cookie) in &cookies {
+                            let mut r = socket(*cookie, 1 + which % 3, ROW, sent.get(cookie).copied().unwrap_or(0));
+                            r.peer_address[15] = *which as u8;
+                            if sent.contains_key(cookie) { edges.row(&r); }
+                        }
+                        now += Duration::from_secs(bytes % 4);
+                        let all = shown(&mut edges, now, &[1, 2, 3]);
+                        let total: u64 = all.iter().map(|one| one.3).sum();
+                        prop_assert_eq!(total, sent.values().sum::<u64>(), "{:?}", all);
+                        for (labels, _, _, sent) in all {
+                            let known = before.insert(labels, sent).unwrap_or(0);
+                            prop_assert!(known <= sent);
+                        }
+                    }
+                }
+            }
+            prop_assert!(edges.by_key.len() <= most + 6);
+        }
+    }
+}
