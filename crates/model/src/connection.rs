@@ -208,6 +208,9 @@ pub struct Endpoint {
     /// Absent before the kernel has chosen one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// What the address is called; of the far end only, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Whose it is; of the far end only, where its socket is on this host and was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Arc<Container>>,
@@ -657,7 +660,7 @@ pub fn peer(r: &record::Connection) -> Endpoint {
 }
 
 fn endpoint(ip: &[u8; 16], port: u16) -> Endpoint {
-    Endpoint { address: address(ip), port: (port != 0).then_some(port), container: None }
+    Endpoint { address: address(ip), port: (port != 0).then_some(port), name: None, container: None }
 }
 
 /// From the first SYN to the completed handshake, for a connection that this side began.

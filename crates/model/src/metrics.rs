@@ -431,7 +431,7 @@ own! {
     PROGRAM_MISSES "tcptide_program_misses_total" Counter ["program"]
         "Runs that the kernel left out because the program was running on that CPU already: lost, unless another program hangs on the same hook (lifecycle_nested for lifecycle)."
     EVENTS_LOST "tcptide_events_lost_total" Counter ["reason"]
-        "Events that found no room: connection_buffer_full, cgroup_buffer_full."
+        "Events that found no room: connection_buffer_full, cgroup_buffer_full, dns_buffer_full (names of far ends)."
     STORAGE_FAILURES "tcptide_storage_failures_total" Counter []
         "Sockets that could not be given a gauge, for want of room (see --max-sockets) or memory: they are in no figure."
     TOTALS_FAILURES "tcptide_totals_failures_total" Counter []

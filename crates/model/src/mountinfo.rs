@@ -26,6 +26,13 @@ impl Mount {
             relative => format!("{root}/{relative}"),
         }
     }
+
+    /// Where the cgroup with this path is mounted; `None`: outside of what is mounted here.
+    pub fn folder(&self, cgroup_path: &str) -> Option<PathBuf> {
+        let relative = cgroup_path.strip_prefix(self.root.trim_end_matches('/'))?;
+        let relative = if relative.is_empty() { relative } else { relative.strip_prefix('/')? };
+        Some(if relative.is_empty() { self.point.clone() } else { self.point.join(relative) })
+    }
 }
 
 /// One mounted hierarchy of cgroup version 1.
@@ -90,6 +97,14 @@ impl CgroupLayout {
             (Some(mount), false) => Self::Hybrid { mount, v1 },
             (None, false) => Self::V1Only { v1 },
             (None, true) => Self::None,
+        }
+    }
+
+    /// The cgroup2 hierarchy, if there is one.
+    pub fn unified(&self) -> Option<&Mount> {
+        match self {
+            Self::Unified { mount } | Self::Hybrid { mount, .. } => Some(mount),
+            Self::V1Only { .. } | Self::None => None,
         }
     }
 

@@ -43,6 +43,25 @@ enum {
 	BPF_RB_FORCE_WAKEUP = 1 << 1,
 };
 
+/* The packet as programs on packets see it. The ABI: not relocated, so every field up to those in use. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol; /* network order */
+	__u32 vlan[3];
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+};
+
 struct bpf_spin_lock {
 	__u32 val;
 };
@@ -52,6 +71,9 @@ enum {
 	AF_INET = 2,
 	AF_INET6 = 10,
 	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	ETH_P_IP = 0x0800,
+	ETH_P_IPV6 = 0x86dd,
 	ECONNABORTED = 103,
 	ECONNRESET = 104,
 	ETIMEDOUT = 110,

@@ -205,6 +205,30 @@ struct {
 	__uint(max_entries, 1 << 20);
 } cgroup_events SEC(".maps");
 
+/* A question to a DNS server that waits for its answer. */
+struct lookup {
+	__u64 cookie; /* of the socket that asked */
+	__be16 number; /* of the question */
+	__u16 padding[3];
+};
+
+/*
+ * When which question was asked. What only looks like one, or is never answered, goes when there is no more room: the
+ * oldest first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct lookup);
+	__type(value, __u64);
+} lookups SEC(".maps");
+
+/* DNS answers. The loader sets the size (one page where nobody listens). */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} dns_answers SEC(".maps");
+
 /*
  * Where a walk puts what it found: written in place and mapped into the reader, so that a row is copied once.
  * (The iterator's own output goes through 32 KiB at a time, and starts each bucket again after every read.)

@@ -44,6 +44,10 @@
 #define CONGESTION_LEN 16
 /* Longest cgroup path that a cgroup event carries; a longer one is looked up in the file system. */
 #define CGROUP_PATH_LEN 1024
+/* Most bytes of a DNS answer that are sent on; of one over TCP, from one segment. */
+#define DNS_PAYLOAD 4096
+/* Room for a short one, as most are. */
+#define DNS_SHORT 512
 
 /* The owner of sockets whose cgroup could not be established. */
 #define CGROUP_UNATTRIBUTED 0
@@ -192,6 +196,8 @@ enum loss {
 	LOSS_TOTALS,
 	/* A socket without an owner was seen. */
 	LOSS_OWNER,
+	/* The ring buffer of DNS answers was full. */
+	LOSS_DNS,
 	/* Number of losses. */
 	LOSSES,
 };
@@ -504,6 +510,26 @@ struct cgroup_event {
 	__u32 path_len;
 	/* Path below the hierarchy's root. */
 	__u8 path[CGROUP_PATH_LEN];
+};
+
+/* What a DNS server answered a container: a datagram, or a segment. */
+struct dns_answer {
+	/* When it came: CLOCK_MONOTONIC, ns. */
+	__u64 time_ns;
+	/* The socket's cookie. */
+	__u64 cookie;
+	/* The owner: the id of the socket's cgroup. */
+	__u64 cgroup_id;
+	/* Bytes of it; the payload is cut at DNS_PAYLOAD. */
+	__u32 length;
+	/* Of a segment: the sequence number of the first byte. */
+	__u32 seq;
+	/* IPPROTO_UDP or IPPROTO_TCP. */
+	__u32 protocol;
+	/* Nothing. */
+	__u32 padding;
+	/* The beginning of it. */
+	__u8 payload[DNS_PAYLOAD];
 };
 
 #endif

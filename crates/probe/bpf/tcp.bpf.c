@@ -14,6 +14,7 @@
 #include "hooks/collapse.h"
 #include "hooks/use.h"
 #include "hooks/cgroup.h"
+#include "hooks/dns.h"
 #include "hooks/iterate.h"
 
 /* The helpers used are for programs under the GPL only. */

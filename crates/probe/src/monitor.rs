@@ -3,8 +3,9 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io::{ErrorKind, Read as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
     time::{Duration, Instant},
@@ -68,6 +69,9 @@ pub struct Monitor {
     links: BTreeMap<&'static str, Link>,
     events: (RingBuffer<'static>, Queue<record::Connection>),
     cgroups: (RingBuffer<'static>, Queue<record::CgroupEvent>),
+    dns: (RingBuffer<'static>, Queue<record::DnsAnswer>),
+    /// What programs on packets hang on.
+    cgroup_root: Option<File>,
     rows: Option<Rows>,
     statuses: BTreeMap<&'static str, Status>,
     visited: BTreeSet<u64>,
@@ -110,6 +114,13 @@ impl Monitor {
             links: BTreeMap::new(),
             events: queue(&skel.maps.events)?,
             cgroups: queue(&skel.maps.cgroup_events)?,
+            dns: queue(&skel.maps.dns_answers)?,
+            cgroup_root: options
+                .dns
+                .as_ref()
+                .map(File::open)
+                .transpose()
+                .map_err(|e| Error::system("open the root of the cgroups", e))?,
             rows,
             statuses,
             visited: BTreeSet::new(),
@@ -136,8 +147,10 @@ impl Monitor {
                 format!("the object has no '{}'", program.name),
             ));
         };
-        let (link, _) = with_log(|| match program.hook {
-            "iter/bpf_map_elem" => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
+        let root = self.cgroup_root.as_ref().map(AsRawFd::as_raw_fd);
+        let (link, _) = with_log(|| match (program.hook, root) {
+            ("iter/bpf_map_elem", _) => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
+            ("cgroup_skb/ingress" | "cgroup_skb/egress", Some(root)) => loaded.attach_cgroup(root),
             _ => loaded.attach(),
         });
         match link {
@@ -217,6 +230,14 @@ impl Monitor {
         let (ring, queue) = &self.cgroups;
         ring.consume().map_err(|e| Error::system("read cgroup events", e))?;
         Ok(queue.borrow_mut().drain(..).map(|event| cgroup_event(&event)).collect())
+    }
+
+    /// Hands over the DNS answers since the last call, in order. Needs [`Options::dns`].
+    pub fn dns_answers(&mut self, each: &mut dyn FnMut(&record::DnsAnswer)) -> Result<(), Error> {
+        let (ring, queue) = &self.dns;
+        ring.consume().map_err(|e| Error::system("read DNS answers", e))?;
+        queue.borrow_mut().drain(..).for_each(|answer| each(&answer));
+        Ok(())
     }
 
     /// Looks at every live connection and listener, in all namespaces: brings the totals up to now, counts states,

@@ -168,6 +168,20 @@ pub const PROGRAMS: &[Program] = &[
         needed: |options| options.follow,
     },
     Program {
+        name: "dns_query",
+        hook: "cgroup_skb/egress",
+        feeds: "names of far ends, from DNS answers to UDP",
+        required: false,
+        needed: |options| options.dns.is_some(),
+    },
+    Program {
+        name: "dns_answer",
+        hook: "cgroup_skb/ingress",
+        feeds: "names of far ends, from DNS answers",
+        required: false,
+        needed: |options| options.dns.is_some(),
+    },
+    Program {
         name: "adopt_files",
         hook: "iter/task_file",
         feeds: "connections that were there before, and their processes",

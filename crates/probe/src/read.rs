@@ -16,6 +16,8 @@ unsafe impl Plain for record::Totals {}
 unsafe impl Plain for record::Strays {}
 // SAFETY: as above.
 unsafe impl Plain for record::CgroupEvent {}
+// SAFETY: as above.
+unsafe impl Plain for record::DnsAnswer {}
 
 /// Reads a record. Bytes that are not there stay at their default (an event without its RTT samples is shorter); more
 /// bytes than the record has are not looked at.

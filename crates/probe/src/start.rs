@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     mem::MaybeUninit,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -29,6 +30,9 @@ use crate::{
 
 /// How many sockets there is room for, unless more is asked for or there are many already.
 pub const MAX_SOCKETS: u32 = 1 << 18;
+
+/// Room for DNS answers, bytes: some 1,800 short ones between two looks.
+const DNS_BUFFER: u32 = 1 << 20;
 
 /// What a [`crate::Monitor`] does.
 #[derive(Debug, Clone)]
@@ -66,6 +70,9 @@ pub struct Options {
     pub measure: Measure,
     /// Whose a socket is.
     pub owner: Owner,
+    /// Whether [`crate::Monitor::dns_answers`] has the answers to name lookups: of the sockets of all cgroups below this
+    /// directory of a cgroup2 hierarchy.
+    pub dns: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -87,6 +94,7 @@ impl Default for Options {
             read_delay: false,
             measure: Measure::Never,
             owner: Owner::Socket,
+            dns: None,
         }
     }
 }
@@ -243,6 +251,7 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     let sizes = [
         (&mut open.maps.walked, options.rows.max(1)),
         (&mut open.maps.events, if options.events == 0 { 4096 } else { options.buffer }),
+        (&mut open.maps.dns_answers, if options.dns.is_some() { DNS_BUFFER } else { 4096 }),
         // One more for CGROUP_OTHER.
         (&mut open.maps.totals, options.max_cgroups + 1),
         (&mut open.maps.gauges, options.max_sockets.max(sockets)),

@@ -118,6 +118,9 @@ pub(crate) struct StreamPeerArgs {
     /// Tell whose the far ends are although there are filters: all connections of this host have to be followed then
     #[arg(long)]
     peers: bool,
+    /// Take names of far ends from the DNS answers that containers get, too: a program looks at each packet of this host
+    #[arg(long)]
+    pub(crate) dns: bool,
 }
 
 impl StreamPeerArgs {
@@ -290,6 +293,9 @@ pub(crate) struct MapArgs {
     /// Watch for so long, such as 10s: what is opened, fails and is carried meanwhile
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) duration: Option<Duration>,
+    /// With --duration, take names from the DNS answers that containers get, too: a program looks at each packet of this host
+    #[arg(long, requires = "duration")]
+    pub(crate) dns: bool,
     /// Draw it instead, as text for Graphviz or Mermaid
     #[arg(long, value_enum, value_name = "LANGUAGE", conflicts_with = "output")]
     pub(crate) draw: Option<Drawing>,
@@ -374,6 +380,9 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-edges", value_name = "NUMBER", default_value_t = 4096, requires = "edges",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_edges: u32,
+    /// With --edges, take names from the DNS answers that containers get: a program looks at each packet of this host
+    #[arg(long, requires = "edges")]
+    pub(crate) dns: bool,
     /// Most network namespaces to read the kernel's own counters of
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

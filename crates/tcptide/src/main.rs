@@ -4,6 +4,7 @@ mod agent;
 mod args;
 mod command;
 mod identity;
+mod names;
 mod namespaces;
 mod output;
 mod owners;

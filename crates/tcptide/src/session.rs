@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io, mem,
+    net::IpAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use jiff::Timestamp;
 use model::{
-    connection::{Clock, Connection, Event, subject},
+    connection::{self, Clock, Connection, Event, subject},
     container::Container,
     filter::Filter,
     mountinfo::CgroupLayout,
@@ -26,6 +28,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     args::{FilterArgs, OutputArgs, PeerArgs, RuntimeArgs, StreamPeerArgs},
     identity::{self, Directory},
+    names::Names,
     output::say,
     owners::Owners,
     peers::{End, Peers, Starts},
@@ -48,6 +51,7 @@ pub(crate) struct Session {
     pub(crate) filter: Filter,
     /// The sockets of this host, where far ends are asked for.
     far_ends: Option<FarEnds>,
+    names: Names,
     owners: Owners,
     stop: Arc<AtomicBool>,
 }
@@ -70,6 +74,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) container: &'a Arc<Container>,
     /// Whose the far end is, where that is asked for and known.
     pub(crate) peer: Option<Arc<Container>>,
+    /// What its address is called.
+    pub(crate) peer_name: Option<String>,
     pub(crate) clock: &'a Clock,
 }
 
@@ -78,6 +84,7 @@ impl Seen<'_> {
     pub(crate) fn event(&self) -> Connection {
         let mut connection = connection(self.record, self.container, self.clock, true);
         connection.peer.container.clone_from(&self.peer);
+        connection.peer.name.clone_from(&self.peer_name);
         connection
     }
 }
@@ -85,17 +92,18 @@ impl Seen<'_> {
 impl Session {
     /// Starts a monitor for these connections. What else is wanted stands in `options`.
     pub(crate) fn start(filter: &FilterArgs, output: &OutputArgs, options: Options) -> anyhow::Result<Self> {
-        Self::begin(filter, output, options, None)
+        Self::begin(filter, output, options, None, false)
     }
 
     /// The same for looks that tell far ends. They may be sockets that the filter leaves out, so that the kernel side sends
-    /// all.
+    /// all. With `dns`, DNS answers are looked at.
     pub(crate) fn start_with_peers(
         filter: &FilterArgs,
         output: &OutputArgs,
         options: Options,
+        dns: bool,
     ) -> anyhow::Result<Self> {
-        Self::begin(filter, output, options, Some(PeerArgs::default()))
+        Self::begin(filter, output, options, Some(PeerArgs::default()), dns)
     }
 
     /// The same for streams. Without a filter they tell far ends, for which the beginnings and ends of all connections are
@@ -107,7 +115,7 @@ impl Session {
         peers: &StreamPeerArgs,
     ) -> anyhow::Result<Self> {
         let wanted = peers.are_asked_for() || filter.filter().is_empty();
-        Self::begin(filter, output, options, wanted.then(|| peers.peer.clone()))
+        Self::begin(filter, output, options, wanted.then(|| peers.peer.clone()), peers.dns)
     }
 
     fn begin(
@@ -115,6 +123,7 @@ impl Session {
         output: &OutputArgs,
         mut options: Options,
         peers: Option<PeerArgs>,
+        dns: bool,
     ) -> anyhow::Result<Self> {
         if let Some(text) = without(&check_privileges()?) {
             say!("{text}");
@@ -125,6 +134,7 @@ impl Session {
         let directory = directory(&output.runtimes)?;
         let owners = Owners::new(&filter);
         options.owner = owner(directory.layout());
+        options.dns = dns.then(|| dns_root(directory.layout())).transpose()?;
         let far_ends = peers.map(|filter| FarEnds::new(filter, options.events));
         if far_ends.is_none() {
             options.filter = filter.clone();
@@ -135,7 +145,8 @@ impl Session {
         }
         let monitor = Monitor::start(&options)?;
         directory.settle(PATIENCE);
-        let mut session = Self { monitor, directory, filter, far_ends, owners, stop };
+        let names = Names::start(&directory);
+        let mut session = Self { monitor, directory, filter, far_ends, names, owners, stop };
         session.take_cgroup_events()?;
         session.owners.tell(&mut session.monitor, &session.directory)?;
         if options.events != 0 && session.far_ends.is_some() {
@@ -224,6 +235,8 @@ impl Session {
         if let Some(far_ends) = &mut self.far_ends {
             far_ends.note(&batch);
         }
+        let (names, directory) = (&mut self.names, &self.directory);
+        self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
         Ok(batch)
     }
 
@@ -241,7 +254,9 @@ impl Session {
         for record in batch.iter().filter(|record| self.is_asked_for(record)) {
             let container = &self.directory.resolve(record.cgroup_id);
             let peer = self.peer_of(Starts::of(record));
-            let seen = Seen { record, container, peer, clock: &clock };
+            let at = if record.opened_ns == 0 { record.time_ns } else { record.opened_ns };
+            let peer_name = self.names.of(container, connection::peer(record).address, at);
+            let seen = Seen { record, container, peer, peer_name, clock: &clock };
             if self.is_wanted(&seen) {
                 each(&seen)?;
             }
@@ -263,15 +278,16 @@ impl Session {
     /// Calls `each` with all live connections, once the far ends of all are known.
     pub(crate) fn look(&mut self, mut each: impl FnMut(&Seen<'_>)) -> anyhow::Result<Walk> {
         if self.far_ends.is_none() {
-            return self
-                .walk(|record, container, clock| each(&Seen { record, container, peer: None, clock }));
+            return self.walk(|record, container, clock| {
+                each(&Seen { record, container, peer: None, peer_name: None, clock });
+            });
         }
         let mut rows = Vec::new();
         let walk = self.walk(|row, container, _| rows.push((*row, Arc::clone(container))))?;
         let clock = clock();
         for (record, container) in &rows {
             let peer = self.peer_of(Starts::of(record));
-            let seen = Seen { record, container, peer, clock: &clock };
+            let seen = Seen { record, container, peer, peer_name: None, clock: &clock };
             if self.is_wanted(&seen) {
                 each(&seen);
             }
@@ -309,6 +325,25 @@ impl Session {
         self.peer(starts).map(|(_, container)| container)
     }
 
+    /// What its address is called, as of a time (`CLOCK_MONOTONIC`, ns).
+    pub(crate) fn peer_name(&self, container: &Container, address: IpAddr, at_ns: u64) -> Option<String> {
+        self.names.of(container, address, at_ns)
+    }
+
+    /// Waits for what names were asked for and are not known yet, for a moment at most.
+    pub(crate) fn settle_names(&self) {
+        self.names.settle(PATIENCE);
+    }
+
+    /// Says what the addresses of far ends are called.
+    pub(crate) fn name_peers(&self, connections: &mut [&mut Connection]) {
+        let now = clock().monotonic_ns;
+        let of = |c: &Connection| self.peer_name(&c.container, c.peer.address, now);
+        connections.iter().for_each(|c| drop(of(c)));
+        self.settle_names();
+        connections.iter_mut().for_each(|c| c.peer.name = of(c));
+    }
+
     /// The cookie of its socket.
     pub(crate) fn peer_cookie(&self, starts: Option<Starts>) -> Option<u64> {
         Some(self.far_ends.as_ref()?.peers.of(starts?)?.cookie)
@@ -326,6 +361,7 @@ impl Session {
                 record::loss::LOSS_CONNECTION_EVENT,
                 "connection events were lost: the buffer was full (see --buffer)",
             ),
+            (record::loss::LOSS_DNS, "DNS answers were lost: the buffer was full"),
             (
                 record::loss::LOSS_STORAGE,
                 "sockets could not be followed: there was no room or no memory for them",
@@ -368,6 +404,12 @@ impl FarEnds {
             self.ended.pop_front();
         }
     }
+}
+
+/// Where programs on packets hang that see DNS answers.
+pub(crate) fn dns_root(layout: &CgroupLayout) -> anyhow::Result<PathBuf> {
+    let mount = layout.unified().context("--dns needs a cgroup2 hierarchy, and none is mounted here")?;
+    Ok(mount.point.clone())
 }
 
 /// Hands cgroups that were made and removed to the directory. Returns whether there were any.

@@ -11,6 +11,7 @@
 //! | [`forwarder`] | a path with delay, loss, duplication, reordering, corruption, congestion marks, a rate, a blackhole |
 //! | [`packet`] | just enough of IP and TCP to pick packets on that path, and to answer them |
 //! | [`workload`] | TCP clients and a server that count every connection and byte |
+//! | [`dns`] | a DNS server, and lookups of it |
 //! | [`runtime`] | Docker and Podman, and a small image to run |
 //! | [`nginx`], [`prometheus`] | a real server, and a real reader of metrics |
 //! | [`tcptide`] | the binary under test |
@@ -31,6 +32,7 @@ use rustix::fs::{FlockOperation, flock};
 
 pub mod cgroup;
 pub mod connections;
+pub mod dns;
 pub mod forwarder;
 pub mod http;
 pub mod netns;

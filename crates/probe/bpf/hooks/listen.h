@@ -9,8 +9,6 @@
  */
 #include "../gauge.h"
 
-#define ETH_P_IP 0x0800
-
 static __always_inline bool is_full(struct sock *sk)
 {
 	return sk->sk_ack_backlog > sk->sk_max_ack_backlog;

@@ -36,8 +36,8 @@ const OTHER: &str = "~other";
 /// Clients on other hosts that have no name: their addresses are too many to be labels.
 const ELSEWHERE: &str = "~elsewhere";
 
-/// Whom to ask for names: the near end's container, the far end's address and port, when the connection opened.
-pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, IpAddr, Option<u16>, u64) -> Option<String>;
+/// Whom to ask for names: the near end's container, the far end's address, when the connection opened (ns).
+pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, IpAddr, u64) -> Option<String>;
 /// Whose a cgroup is.
 pub(crate) type OwnerOf<'a> = &'a dyn Fn(u64) -> Arc<Container>;
 
@@ -91,7 +91,8 @@ struct Socket {
     direction: Option<Direction>,
     peer: IpAddr,
     peer_port: u16,
-    opened_ns: u64,
+    /// When it opened, or was first seen.
+    at_ns: u64,
     counts: EdgeCounts,
     now: EdgeNow,
     has_ended: bool,
@@ -181,7 +182,7 @@ impl Edges {
             direction: Direction::of(r.direction),
             peer: peer(r).address,
             peer_port: r.peer_port,
-            opened_ns: r.opened_ns,
+            at_ns: if r.opened_ns == 0 { r.time_ns } else { r.opened_ns },
             counts: EdgeCounts {
                 established: u64::from(r.established_ns != 0),
                 failed: u64::from(usize::from(r.event) == record::event::EVENT_FAIL && is_end),
@@ -203,7 +204,7 @@ impl Edges {
         match self.sockets.get_mut(&r.cookie) {
             // The end is the end, and a beginning that was fetched after a walk is of before it.
             Some(known) if known.has_ended || usize::from(r.event) == record::event::EVENT_ESTABLISHED => {}
-            Some(known) => *known = Socket { edge: known.edge, ..socket },
+            Some(known) => *known = Socket { edge: known.edge, at_ns: known.at_ns, ..socket },
             None => drop(self.sockets.insert(r.cookie, socket)),
         }
         if is_end {
@@ -323,8 +324,7 @@ impl Edges {
         let is_service = direction == Some(Direction::Active);
         // A port may be translated on the way: the server knows its own.
         let port = is_service.then(|| far.map_or(socket.peer_port, |end| end.local_port));
-        let asked = is_service.then_some(socket.peer_port);
-        let named = name(&near, socket.peer, asked, socket.opened_ns);
+        let named = name(&near, socket.peer, socket.at_ns);
         let name = match (named, far) {
             (Some(name), _) => name,
             (None, Some(_)) => String::new(),
@@ -396,7 +396,7 @@ mod tests {
     /// `(labels, connections, established, sent bytes)`.
     fn shown(edges: &mut Edges, now: Instant, of: &[u64]) -> Vec<(String, u64, u64, u64)> {
         let containers: Vec<_> = of.iter().map(|id| sample(*id)).collect();
-        let samples = edges.samples(&containers, now, &container, &|_, _, _, _| None);
+        let samples = edges.samples(&containers, now, &container, &|_, _, _| None);
         let mut shown: Vec<_> = samples
             .into_iter()
             .map(|one| {
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(shown(&mut edges, now, &[7, 8]), expected(0, [150, 40]));
         assert_eq!(shown(&mut edges, now + SETTLED + SETTLED, &[7, 8]), expected(0, [150, 40]));
         assert!(edges.sockets.is_empty());
-        edges.settle(Instant::now() + 4 * SETTLED, &container, &|_, _, _, _| None);
+        edges.settle(Instant::now() + 4 * SETTLED, &container, &|_, _, _| None);
         assert!(edges.gone.is_empty());
         assert_eq!(shown(&mut edges, now, &[8]).len(), 1, "the other container's series ended");
     }

@@ -57,6 +57,7 @@ pub(crate) struct About {
     pub(crate) measured: Duration,
     pub(crate) connection_events_lost: u64,
     pub(crate) cgroup_events_lost: u64,
+    pub(crate) dns_answers_lost: u64,
     pub(crate) storage_failures: u64,
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
@@ -318,6 +319,7 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
             vec![
                 lost("connection_buffer_full", about.connection_events_lost),
                 lost("cgroup_buffer_full", about.cgroup_events_lost),
+                lost("dns_buffer_full", about.dns_answers_lost),
             ],
         ),
         (&metrics::STORAGE_FAILURES, one(Value::Whole(about.storage_failures))),
@@ -350,6 +352,7 @@ mod tests {
             measured: Duration::from_secs(1),
             connection_events_lost: 0,
             cgroup_events_lost: 0,
+            dns_answers_lost: 0,
             storage_failures: 0,
             totals_failures: 0,
             unattributed: 0,

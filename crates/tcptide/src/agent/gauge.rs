@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use model::{
+    container::Container,
     filter::Filter,
     record::{self, Strays},
 };
@@ -29,9 +30,10 @@ use super::{
 use crate::{
     args::AgentArgs,
     identity::Directory,
+    names::Names,
     namespaces::ALL,
     reconcile,
-    session::{ROWS, directory, owner, take_cgroup_events},
+    session::{ROWS, directory, dns_root, owner, take_cgroup_events},
 };
 
 /// How often cgroups made and removed are taken note of between scrapes.
@@ -78,6 +80,7 @@ impl Gauge {
         if args.edges {
             options.events |= Edges::events();
             options.rows = ROWS;
+            options.dns = args.dns.then(|| dns_root(directory.layout())).transpose()?;
         }
         let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
         let series = Series::new(args.grace);
@@ -115,6 +118,7 @@ struct Worker {
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
     edges: Option<Edges>,
+    names: Names,
     kernel: String,
 }
 
@@ -132,8 +136,9 @@ impl Worker {
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
+        let names = Names::start(&directory);
         let mut worker =
-            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, kernel };
+            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
         // Those that are there already may be the far ends of what comes, and may end before the first scrape.
         worker.walk()?;
         Ok(worker)
@@ -161,6 +166,7 @@ impl Worker {
             }
             if adopted.elapsed() >= ADOPTION_PERIOD {
                 adopted = Instant::now();
+                self.names.forget_gone(&self.directory);
                 if let Err(error) = self.monitor.adopt_namespaces() {
                     tracing::warn!("{error}");
                 }
@@ -199,7 +205,10 @@ impl Worker {
         })?;
         let directory = &self.directory;
         if let Some(edges) = edges {
-            edges.settle(Instant::now(), &|id| directory.resolve(id), &|_, _, _, _| None);
+            let names = &mut self.names;
+            self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
+            let owner = |id| directory.resolve(id);
+            edges.settle(Instant::now(), &owner, &|container, address, at| names.of(container, address, at));
         }
         Ok(())
     }
@@ -227,6 +236,7 @@ impl Worker {
             measured: self.monitor.measured(),
             connection_events_lost: losses[record::loss::LOSS_CONNECTION_EVENT],
             cgroup_events_lost: losses[record::loss::LOSS_CGROUP_EVENT],
+            dns_answers_lost: losses[record::loss::LOSS_DNS],
             storage_failures: losses[record::loss::LOSS_STORAGE],
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
@@ -238,7 +248,8 @@ impl Worker {
         let directory = &self.directory;
         let edges = self.edges.as_mut()?;
         let owner = |id| directory.resolve(id);
-        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &|_, _, _, _| None);
+        let name = |container: &Container, address, at| self.names.of(container, address, at);
+        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &name);
         Some(OfEdges { samples, folded: edges.folded() })
     }
 

@@ -17,7 +17,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::process, endpoint, owner};
+use super::{conns::process, endpoint, far_end, owner};
 use crate::{
     args::ConnlatArgs,
     output::{
@@ -38,7 +38,7 @@ const COLUMNS: &[Column] = &[
     Column::left("PROCESS").width(16).shrinks_to(7).rank(2),
     Column::left("LOCAL").width(21).shrinks_to(12).rank(3),
     Column::left("PEER").width(21).shrinks_to(12),
-    Column::left("PEER CONTAINER").width(20).shrinks_to(10).rank(2),
+    Column::left("PEER NAME").width(20).shrinks_to(10).rank(2),
     Column::right("LATENCY").width(8),
     Column::left("RESULT").width(8),
     Column::right("SYN RETRANS").width(11).wide_only(),
@@ -183,7 +183,7 @@ fn row(c: &Connection, latency: u64, zone: &TimeZone) -> Vec<Cell> {
         c.process.as_ref().map(process).into(),
         c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
         endpoint(&c.peer).into(),
-        c.peer.container.as_deref().map(owner).into(),
+        far_end(&c.peer).into(),
         units::duration(latency).into(),
         c.close.map_or_else(|| Cell::new("ok"), |close| Cell::new(close.reason).role(Role::Bad)),
         c.retransmits.syn.to_string().into(),

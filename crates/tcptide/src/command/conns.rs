@@ -3,7 +3,7 @@
 use model::connection::{Connection, Direction, Process};
 use probe::Options;
 
-use super::{endpoint, explain_no_peer, owner, print};
+use super::{endpoint, explain_no_peer, far_end, owner, print};
 use crate::{
     args::ConnsArgs,
     output::{
@@ -21,7 +21,7 @@ const COLUMNS: &[Column] = &[
     Column::left("DIR").rank(4),
     Column::left("LOCAL").shrinks_to(12).rank(3),
     Column::left("PEER").shrinks_to(12),
-    Column::left("PEER CONTAINER").shrinks_to(10).rank(1),
+    Column::left("PEER NAME").shrinks_to(10).rank(1),
     Column::left("STATE"),
     Column::right("AGE").rank(5),
     Column::right("RTT").rank(1),
@@ -39,7 +39,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     let look = &args.look;
     let options = Options { follow: false, rows: ROWS, ..Options::default() };
-    let mut session = Session::start_with_peers(&look.filter, &look.output, options)?;
+    let mut session = Session::start_with_peers(&look.filter, &look.output, options, false)?;
     session.insist_on_owners()?;
     let mut connections = Vec::new();
     let mut listeners = 0;
@@ -58,6 +58,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
             args.peer.matches(connection.peer.container.as_deref()).then_some(connection)
         })
         .collect();
+    session.name_peers(&mut connections.iter_mut().collect::<Vec<_>>());
     connections.sort_by(|a, b| (&a.container.name, a.cookie).cmp(&(&b.container.name, b.cookie)));
     // A walk in several parts may meet a connection again.
     connections.dedup_by_key(|c| c.cookie);
@@ -80,7 +81,7 @@ fn row(c: &Connection) -> Vec<Cell> {
         c.direction.map(arrow).into(),
         endpoint(&c.local).into(),
         if c.queues.is_some() { "*".to_owned() } else { endpoint(&c.peer) }.into(),
-        c.peer.container.as_deref().map(owner).into(),
+        far_end(&c.peer).into(),
         c.state.to_uppercase().into(),
         c.duration_us.map(units::duration).into(),
         c.rtt.map(|rtt| units::duration(rtt.srtt_us.into())).into(),

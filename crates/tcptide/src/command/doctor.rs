@@ -96,6 +96,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             rows: 1,
             filter_cgroups: true,
             owner: owner(directory.layout()),
+            dns: directory.layout().unified().map(|mount| mount.point.clone()),
             ..Options::default()
         };
         let begun = std::time::Instant::now();

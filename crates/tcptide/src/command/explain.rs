@@ -13,7 +13,7 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::process, endpoint, explain_no_peer, owner};
+use super::{conns::process, endpoint, explain_no_peer, far_end, owner};
 use crate::{
     args::ExplainArgs,
     output::{
@@ -35,7 +35,7 @@ struct Explained {
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     // With samples, so that closed windows are seen between the looks too.
     let options = Options { rows: ROWS, samples: true, read_delay: true, ..Options::default() };
-    let mut session = Session::start_with_peers(&args.filter, &args.output, options)?;
+    let mut session = Session::start_with_peers(&args.filter, &args.output, options, false)?;
     session.insist_on_owners()?;
     let is_asked_for = |row: &record::Connection| args.connection.is_none_or(|cookie| cookie == row.cookie);
     let mut before = HashMap::new();
@@ -63,6 +63,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
         args.peer.matches(one.connection.peer.container.as_deref()).then_some(one)
     };
     let mut all: Vec<_> = all.into_values().filter_map(with_peer).collect();
+    session.name_peers(&mut all.iter_mut().map(|one| &mut one.connection).collect::<Vec<_>>());
     all.sort_by(|a, b| gravity(b).total_cmp(&gravity(a)));
     match args.connection {
         Some(cookie) if all.is_empty() && args.peer.is_empty() => {
@@ -95,7 +96,7 @@ fn print(args: &ExplainArgs, all: &[Explained]) -> anyhow::Result<()> {
     let palette = Screen::detect().palette;
     for Explained { connection: c, verdicts } in all.iter().take(args.top) {
         let who = c.process.as_ref().map(process).unwrap_or_default();
-        let peer = c.peer.container.as_deref().map(|peer| format!(" ({})", owner(peer))).unwrap_or_default();
+        let peer = far_end(&c.peer).map(|peer| format!(" ({peer})")).unwrap_or_default();
         let to = if c.queues.is_some() { String::new() } else { format!(" to {}{peer}", endpoint(&c.peer)) };
         writeln!(
             out,

@@ -56,6 +56,8 @@ enum Node {
     Container(Arc<Container>),
     /// An address: that end is elsewhere, or its socket was not found.
     Address(IpAddr),
+    /// The same, where the address has a name: all addresses of that name.
+    Name(Arc<str>),
     /// Those that are no edges of their own.
     #[serde(rename = "name")]
     Other(&'static str),
@@ -67,10 +69,11 @@ const MOST_EDGES: usize = 65_536;
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// What tells nodes apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum NodeId {
     Cgroup(u64),
     Address(IpAddr),
+    Name(Arc<str>),
     Other,
 }
 
@@ -79,6 +82,7 @@ impl Node {
         match self {
             Self::Container(container) => NodeId::Cgroup(container.cgroup_id),
             Self::Address(address) => NodeId::Address(*address),
+            Self::Name(name) => NodeId::Name(Arc::clone(name)),
             Self::Other(_) => NodeId::Other,
         }
     }
@@ -87,6 +91,7 @@ impl Node {
         match self {
             Self::Container(container) => owner(container),
             Self::Address(address) => address.to_string(),
+            Self::Name(name) => sanitize(name).into_owned(),
             Self::Other(name) => (*name).to_owned(),
         }
     }
@@ -202,6 +207,8 @@ struct Sight {
     peer: IpAddr,
     local_port: u16,
     peer_port: u16,
+    /// When it opened, or was seen last.
+    at_ns: u64,
     side: Side,
     /// When that was told.
     ended: Option<Instant>,
@@ -220,7 +227,7 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         Options { rows: ROWS, follow: false, ..Options::default() }
     };
     let look = &args.look;
-    let mut session = Session::start_with_peers(&look.filter, &look.output, options)?;
+    let mut session = Session::start_with_peers(&look.filter, &look.output, options, args.dns)?;
     session.insist_on_owners()?;
     // Both sides of an edge are shown if one is asked for.
     let filter = std::mem::take(&mut session.filter);
@@ -244,6 +251,7 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         session.fetch(told)?;
     }
     let mut picture = picture.into_inner();
+    picture.ask_for_names(&session);
     picture.settle(&mut session, None);
     let edges = fold(picture.sorted(), args.max_edges as usize);
     session.filter = filter;
@@ -303,6 +311,7 @@ impl Picture<'_> {
             peer: peer(r).address,
             local_port: r.local_port,
             peer_port: r.peer_port,
+            at_ns: if r.opened_ns == 0 { r.time_ns } else { r.opened_ns },
             side,
             ended: ended.then(Instant::now),
             // Of others it is not known.
@@ -311,6 +320,14 @@ impl Picture<'_> {
             is_wanted: self.filter.matches(&subject(r, container)),
         };
         self.sights.insert(r.cookie, sight);
+    }
+
+    /// What is to be read for a name is read now, and not for each connection by itself.
+    fn ask_for_names(&self, session: &Session) {
+        for sight in self.sights.values() {
+            session.peer_name(&sight.container, sight.peer, sight.at_ns);
+        }
+        session.settle_names();
     }
 
     /// Makes edges of connections that ended so long ago that both ends have told of it; of all, without a time.
@@ -335,7 +352,15 @@ impl Picture<'_> {
             let is_wanted = (sight.is_wanted && peers.matches(far.map(Arc::as_ref)))
                 || other.is_some_and(|other| other.is_wanted && peers.matches(Some(&sight.container)));
             if is_wanted {
-                let edge = edge(sight, found.as_ref(), other.is_some(), self.args.duration.is_some());
+                let far = match far {
+                    Some(container) => Node::Container(Arc::clone(container)),
+                    None => match session.peer_name(&sight.container, sight.peer, sight.at_ns) {
+                        Some(name) => Node::Name(name.into()),
+                        None => Node::Address(sight.peer),
+                    },
+                };
+                let end = found.as_ref().map(|(end, _)| end);
+                let edge = edge(sight, far, end, other.is_some(), self.args.duration.is_some());
                 self.add(edge);
             }
         }
@@ -366,13 +391,8 @@ impl Picture<'_> {
 }
 
 /// What one socket says of its edge. A connection whose other socket is seen, too, is counted by the client's.
-fn edge(sight: &Sight, found: Option<&(End, Arc<Container>)>, both_seen: bool, watches: bool) -> Edge {
-    let far = match found {
-        Some((_, container)) => Node::Container(Arc::clone(container)),
-        None => Node::Address(sight.peer),
-    };
+fn edge(sight: &Sight, far: Node, peers: Option<&End>, both_seen: bool, watches: bool) -> Edge {
     let near = Node::Container(Arc::clone(&sight.container));
-    let peers = found.map(|(end, _)| end);
     let direction = sight.direction.or_else(|| peers.and_then(|end| end.direction).map(Direction::other));
     let began = direction.map(|direction| direction == Direction::Active);
     // Where nobody saw who began, the lower cookie comes first, so that both sockets tell of one edge.

@@ -75,6 +75,12 @@ fn endpoint(end: &Endpoint) -> String {
     units::address(end.address, end.port.unwrap_or_default())
 }
 
+/// Whose the far end is, or what its address is called.
+fn far_end(peer: &Endpoint) -> Option<String> {
+    let named = || peer.name.as_deref().map(|name| sanitize(name).into_owned());
+    peer.container.as_deref().map(owner).or_else(named)
+}
+
 /// A container's name, with its pod where it has one.
 fn owner(container: &Container) -> String {
     match (&container.namespace, &container.pod) {

@@ -8,7 +8,7 @@ use probe::Options;
 
 use super::{
     conns::{arrow, process},
-    endpoint, owner,
+    endpoint, far_end, owner,
 };
 use crate::{
     args::TraceArgs,
@@ -29,7 +29,7 @@ const COLUMNS: &[Column] = &[
     Column::left("DIR").width(3).rank(3),
     Column::left("LOCAL").width(21).shrinks_to(12).rank(4),
     Column::left("PEER").width(21).shrinks_to(12),
-    Column::left("PEER CONTAINER").width(20).shrinks_to(10).rank(2),
+    Column::left("PEER NAME").width(20).shrinks_to(10).rank(2),
     Column::right("TOOK").width(7).rank(1),
     Column::right("SENT").width(8).rank(1),
     Column::right("RECEIVED").width(8).rank(1),
@@ -100,7 +100,7 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
         c.direction.map(arrow).into(),
         c.local.port.map_or_else(|| c.local.address.to_string(), |_| endpoint(&c.local)).into(),
         endpoint(&c.peer).into(),
-        c.peer.container.as_deref().map(owner).into(),
+        far_end(&c.peer).into(),
         took.map(units::duration).into(),
         carried.then(|| units::bytes(c.sent_bytes)).into(),
         carried.then(|| units::bytes(c.received_bytes)).into(),

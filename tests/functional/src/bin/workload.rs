@@ -46,6 +46,21 @@ enum Workload {
     Stream(StreamArgs),
     /// A request of so many bytes for each line of stdin, without answers, until stdin closes.
     Speak(Target),
+    /// Ask a DNS server for the addresses of a name.
+    Lookup(Lookup),
+}
+
+#[derive(Args)]
+struct Lookup {
+    /// The server.
+    #[arg(long)]
+    server: SocketAddr,
+    /// The name.
+    #[arg(long)]
+    name: String,
+    /// Over TCP.
+    #[arg(long)]
+    tcp: bool,
 }
 
 #[derive(Args)]
@@ -218,6 +233,10 @@ fn run(workload: Workload) -> Result<Counts> {
         Workload::Speak(target) => {
             let lengths = stdin().lines().map(|line| line?.parse().map_err(io::Error::other));
             Ok(speak(&target.client(), lengths))
+        }
+        Workload::Lookup(args) => {
+            let bytes_received = functional::dns::lookup(args.server, &args.name, args.tcp)?;
+            Ok(Counts { requests: 1, bytes_received, ..Counts::default() })
         }
     }
 }
