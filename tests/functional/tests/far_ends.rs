@@ -253,6 +253,8 @@ fn a_map_while_something_happens() {
     let counts = |edge: &Value| ["connections", "opened", "failed"].map(|what| edge[what].as_u64().unwrap());
     assert_eq!(counts(to_app), [2, 25, 0]);
     assert_eq!(to_app["client_side"]["sent_bytes"], 2500);
+    let rates = ["opened", "sent_bytes"].map(|what| to_app["rates"][what].as_f64().unwrap());
+    assert!(rates[0] > 0.0 && (rates[1] / rates[0] - 100.0).abs() < 0.01, "{to_app}");
     assert_eq!(to_app["server_side"]["received_bytes"], 2500);
     assert_eq!(failed["server"]["address"], "127.0.0.1");
     assert_eq!(counts(failed), [0, 0, 25]);

@@ -46,7 +46,12 @@ const COLUMNS: &[Column] = &[
     Column::right("RECEIVED"),
     Column::right("RETRANS").rank(2),
 ];
-const WATCHED: &[Column] = &[Column::right("OPENED"), Column::right("FAILED")];
+const WATCHED: &[Column] = &[
+    Column::right("OPENED"),
+    Column::right("FAILED"),
+    Column::right("SENT/S").rank(4),
+    Column::right("RECEIVED/S").rank(4),
+];
 
 /// Who is at one end.
 #[derive(Clone, Debug, Serialize)]
@@ -133,6 +138,19 @@ impl Side {
     }
 }
 
+/// What happened per second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Rates {
+    /// Connections established.
+    opened: f64,
+    /// Connects that failed.
+    failed: f64,
+    /// Payload bytes from the client to the server.
+    sent_bytes: f64,
+    /// Payload bytes back.
+    received_bytes: f64,
+}
+
 /// All connections from one client to one port of one server.
 #[derive(Clone, Debug, Serialize)]
 struct Edge {
@@ -149,6 +167,9 @@ struct Edge {
     /// Connects that failed meanwhile; only with `--duration`.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<u64>,
+    /// Per second of the time watched; only with `--duration`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rates: Option<Rates>,
     /// What the client's sockets tell; absent where they are elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     client_side: Option<Side>,
@@ -189,6 +210,18 @@ impl Edge {
     /// The side that tells of it: the client's, if it is here.
     fn side(&self) -> Option<&Side> {
         self.client_side.as_ref().or(self.server_side.as_ref())
+    }
+
+    /// What that was per second.
+    fn rates_over(&self, seconds: f64) -> Rates {
+        let (sent, received) = self.bytes().unwrap_or_default();
+        let rate = |n: u64| n as f64 / seconds;
+        Rates {
+            opened: rate(self.opened.unwrap_or(0)),
+            failed: rate(self.failed.unwrap_or(0)),
+            sent_bytes: rate(sent),
+            received_bytes: rate(received),
+        }
     }
 
     /// Bytes from the client to the server, and back.
@@ -238,6 +271,7 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         picture.borrow_mut().see(event, seen.record, seen.container);
         Ok(())
     };
+    let begun = Instant::now();
     if let Some(duration) = args.duration {
         session.announce();
         session.stream(Some(duration), told, |session| {
@@ -250,10 +284,14 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         // What closed before the walk came by.
         session.fetch(told)?;
     }
+    let seconds = begun.elapsed().as_secs_f64();
     let mut picture = picture.into_inner();
     picture.ask_for_names(&session);
     picture.settle(&mut session, None);
-    let edges = fold(picture.sorted(), args.max_edges as usize);
+    let mut edges = fold(picture.sorted(), args.max_edges as usize);
+    if watches {
+        edges.iter_mut().for_each(|edge| edge.rates = Some(edge.rates_over(seconds)));
+    }
     session.filter = filter;
     match args.draw {
         Some(drawing) => {
@@ -413,6 +451,7 @@ fn edge(sight: &Sight, far: Node, peers: Option<&End>, both_seen: bool, watches:
         connections: one(sight.ended.is_none()),
         opened: watches.then(|| one(sight.was_opened)),
         failed: watches.then(|| one(sight.has_failed)),
+        rates: None,
         client_side: is_client.then_some(sight.side),
         server_side: (!is_client).then_some(sight.side),
     }
@@ -449,6 +488,8 @@ fn row(edge: &Edge) -> Vec<Cell> {
         units::count(retransmits(edge)).into(),
     ];
     cells.extend([edge.opened, edge.failed].into_iter().flatten().map(|n| Cell::from(units::count(n))));
+    let rates = edge.rates.map(|rates| [rates.sent_bytes, rates.received_bytes]);
+    cells.extend(rates.into_iter().flatten().map(|rate| Cell::from(units::rate(rate))));
     cells
 }
 
@@ -543,6 +584,7 @@ mod tests {
             connections,
             opened: Some(1),
             failed: None,
+            rates: None,
             client_side: Some(side),
             server_side: None,
         }
