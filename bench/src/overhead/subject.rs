@@ -30,6 +30,10 @@ pub(crate) enum Subject {
     Agent,
     /// The agent, scraped each second.
     AgentEachSecond,
+    /// The agent with edges, scraped each second.
+    AgentEdges,
+    /// The same with names from DNS answers.
+    AgentDns,
     /// The agent with everything on, scraped each second.
     AgentAll,
     /// `tcptide trace -o json`.
@@ -63,6 +67,8 @@ impl Subject {
             Self::AgentIdle => "agent, not scraped",
             Self::Agent => "agent, every 5 s",
             Self::AgentEachSecond => "agent, each second",
+            Self::AgentEdges => "agent --edges, each second",
+            Self::AgentDns => "agent --edges --dns, each second",
             Self::AgentAll => "agent, all on, each second",
             Self::Trace => "trace -o json",
             Self::Tcplife => "tcplife",
@@ -116,7 +122,9 @@ impl Attached {
             Subject::AgentIdle => agent(&[], None),
             Subject::Agent => agent(&[], Some(5)),
             Subject::AgentEachSecond => agent(&[], Some(1)),
-            Subject::AgentAll => agent(&["--read-delay", "--reconcile"], Some(1)),
+            Subject::AgentEdges => agent(&["--edges"], Some(1)),
+            Subject::AgentDns => agent(&["--edges", "--dns"], Some(1)),
+            Subject::AgentAll => agent(&["--read-delay", "--reconcile", "--edges", "--dns"], Some(1)),
             Subject::Trace => {
                 let trace = tcptide.command(["trace", "-o", "json"]);
                 pin::on(cpu, || Peer::start(trace, Sign::Says("tcptide: attached"))).map(Self::Peer)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use functional::cgroup::Cgroup;
 use functional::dns::{Server, Zone};
 use functional::netns::{Netns, add_address};
+use functional::runtime::{Containers as _, Docker, IMAGE};
 use functional::tcptide::{Streaming, Tcptide};
 use functional::workload::{self, Running};
 use serde_json::Value;
@@ -172,6 +173,23 @@ fn nobody_else_can_make_names_up() {
     let told: Vec<_> =
         named(trace).into_iter().filter(|(_, port, _)| *port > 90).map(|(_, _, name)| name).collect();
     assert_eq!(told, [Some("good.example".to_owned()), None]);
+}
+
+#[test]
+fn docker_s_own_server_is_heard_behind_its_translation() {
+    let docker = Docker::start_with(&["--iptables=true"]).unwrap();
+    docker.call(&["network", "create", "--subnet", "198.18.89.0/24", "shop"]).unwrap();
+    for (name, port) in [("db", "0.0.0.0:5432"), ("app", "0.0.0.0:8000")] {
+        let serve =
+            ["run", "-d", "--network", "shop", "--name", name, IMAGE, "workload", "serve", "--listen", port];
+        docker.call(&serve).unwrap();
+    }
+    let app = docker.cgroup("app").unwrap();
+    let trace = trace(app.to_str().unwrap(), &["--dns"]);
+    // An application of today, with the C library's resolver; it is refused.
+    let _ = docker.call(&["exec", "app", "wget", "-q", "-O", "-", "http://db:81/"]);
+    let told: Vec<_> = named(trace).into_iter().map(|(_, port, name)| (port, name)).collect();
+    assert_eq!(told, [(81, Some("db".to_owned()))]);
 }
 
 #[test]
