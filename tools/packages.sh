@@ -2,7 +2,8 @@
 # Installs the programs and libraries that are missing: through apt, or else names their packages. Sourced.
 
 # How to tell that something is there, then its package for apt, dnf, pacman, apk and zypper. From autoreconf on:
-# for libelf, which is built from source and linked in, as few distributions have a static one that links.
+# for libelf, which is built from source and linked in, as few distributions have a static one that links; protoc is for
+# the messages of CRI, made from their definition.
 build_needs() {
     cat <<'EOF'
 program clang       clang       clang                  clang       clang         clang
@@ -18,6 +19,7 @@ program autopoint   autopoint   gettext-devel          gettext     gettext-dev  
 program flex        flex        flex                   flex        flex          flex
 program bison       bison       bison                  bison       bison         bison
 program gawk        gawk        gawk                   gawk        gawk          gawk
+program protoc      protobuf-compiler protobuf-compiler protobuf   protoc        protobuf-devel
 EOF
 }
 
@@ -37,6 +39,8 @@ program dumpcap     wireshark-common wireshark-cli                wireshark-cli 
 program dockerd     docker.io       moby-engine                   docker    docker           docker
 program docker      docker.io       moby-engine                   docker    docker-cli       docker
 program podman      podman          podman                        podman    podman           podman
+program containerd  containerd      containerd                    containerd containerd      containerd
+program ctr         containerd      containerd                    containerd containerd-ctr  containerd-ctr
 program runc        runc            runc                          runc      runc             runc
 file /usr/lib/cni/bridge containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
 static  busybox     busybox-static  busybox                       busybox   busybox-static   busybox-static

@@ -143,7 +143,8 @@ pub(crate) struct OutputArgs {
 
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RuntimeArgs {
-    /// Socket of a Docker or Podman API to ask for names, instead of the usual ones; may be repeated
+    /// Socket of a container runtime to ask for names, instead of the usual ones; may be repeated. Docker's and
+    /// Podman's API, and CRI (containerd, CRI-O); one without the usual name is asked in both ways
     #[arg(long = "runtime-socket", value_name = "PATH")]
     pub(crate) sockets: Vec<PathBuf>,
 }

@@ -12,7 +12,7 @@
 //! | [`packet`] | just enough of IP and TCP to pick packets on that path, and to answer them |
 //! | [`workload`] | TCP clients and a server that count every connection and byte |
 //! | [`dns`] | a DNS server, and lookups of it |
-//! | [`runtime`] | Docker and Podman, and a small image to run |
+//! | [`runtime`] | Docker, Podman and containerd, and a small image to run |
 //! | [`nginx`], [`prometheus`] | a real server, and a real reader of metrics |
 //! | [`tcptide`] | the binary under test |
 //! | [`connections`] | the connections that it tells of |

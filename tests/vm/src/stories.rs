@@ -22,6 +22,7 @@ const NOT_ROUND: &[&str] = &["agent", "bad_places", "explain", "filters"];
 
 /// What is left out: a file of the functional tests, one of its tests or `*`, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
+    ("cri", "*", "no containerd in a guest"),
     ("docker", "*", NO_DOCKER),
     ("agent", "a_removed_containers_series_stay_for_the_grace_period", NO_DOCKER),
     ("podman", "*", "no Podman in a guest"),

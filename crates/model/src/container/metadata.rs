@@ -64,6 +64,19 @@ impl Metadata {
         }
         found
     }
+
+    /// Puts the container into a pod, as a CRI runtime tells it of every pod: others than the kubelet make pods
+    /// without its labels. An empty name is not known.
+    #[must_use]
+    pub fn in_pod(self, name: &str, namespace: &str, uid: &str) -> Self {
+        let told = |text: &str, before| bounded(Some(text.to_owned())).or(before);
+        Self {
+            pod: told(name, self.pod),
+            namespace: told(namespace, self.namespace),
+            pod_uid: told(uid, self.pod_uid),
+            ..self
+        }
+    }
 }
 
 /// Cuts a value at the longest length, between characters; an empty one is none.
@@ -188,6 +201,18 @@ mod tests {
             ("web", Some("shop-7d9f"), Some("prod"), Some("nginx:1"))
         );
         assert_eq!(full.pod_uid.as_deref(), Some("u-1"));
+    }
+
+    #[test]
+    fn a_pod_is_told_by_its_runtime_or_by_labels() {
+        let labels = [label("io.kubernetes.pod.name", "shop-7d9f"), label("io.kubernetes.pod.uid", "u-1")];
+        let labelled = Metadata::new(Some("web".into()), None, labels);
+        assert_eq!(labelled.clone().in_pod("", "", ""), labelled);
+        let told = labelled.in_pod("shop", "prod", "u-2");
+        let pod = [&told.pod, &told.namespace, &told.pod_uid].map(|text| text.as_deref());
+        assert_eq!(pod, [Some("shop"), Some("prod"), Some("u-2")]);
+        let long = Metadata::default().in_pod(&"é".repeat(40_000), "", "");
+        assert_eq!(long.pod.map(|name| name.len()), Some(4096));
     }
 
     #[test]

@@ -1,17 +1,22 @@
 //! Which container a cgroup id stands for: the live directory.
 //!
-//! The path of the cgroup says most ([`model::container`]); Docker and Podman, where they run, add names,
-//! images and labels. Looking up never waits: what is not known yet is told as `cgroup:<id>`, and told
-//! better once it is known.
+//! The path of the cgroup says most ([`model::container`]); Docker, Podman, and containerd and CRI-O by CRI,
+//! where they run, add names, images, labels and pods. Looking up never waits: what is not known yet is told
+//! as `cgroup:<id>`, and told better once it is known.
 
 mod cgroups;
+mod cri;
+mod docker;
+#[cfg(test)]
+mod fake_cri;
 #[cfg(test)]
 mod fake_runtime;
 mod lingering;
+mod missing;
 mod registry;
 mod runtime;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,22 +30,19 @@ use model::mountinfo::{CgroupLayout, Mount};
 use tokio::sync::oneshot;
 
 use cgroups::Cgroups;
+use missing::Missing;
 use registry::Registry;
 pub(crate) use registry::{RuntimeState, RuntimeStatus};
 
 /// The least time between two walks over the cgroup directories.
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an id that a walk did not find is left alone.
-const MISSING_FOR: Duration = Duration::from_secs(60);
-/// The most unknown ids kept in mind.
-const MOST_MISSING: usize = 4096;
 
 /// Where to look. The default is this host as it is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// The cgroup hierarchy to read; none takes it from `/proc/self/mountinfo`.
     pub(crate) mount: Option<Mount>,
-    /// Sockets of Docker and Podman; none takes the usual ones, an empty list asks nobody.
+    /// Sockets of container runtimes; none takes the usual ones, an empty list asks nobody.
     pub(crate) runtime_sockets: Option<Vec<PathBuf>>,
 }
 
@@ -52,8 +54,8 @@ pub(crate) struct Directory {
     walk: SyncSender<()>,
     /// Keeps the thread that talks to the runtimes.
     _runtimes: Option<oneshot::Sender<()>>,
-    /// Ids that a walk was asked for, and when.
-    missing: Mutex<HashMap<u64, Instant>>,
+    /// Ids that a walk was asked for.
+    missing: Mutex<Missing<u64>>,
 }
 
 /// What the background threads write.
@@ -102,7 +104,7 @@ impl Directory {
         } else {
             tracing::warn!("no cgroup hierarchy is mounted here: containers are shown by cgroup id");
         }
-        Ok(Self { shared, layout, walk, _runtimes: runtimes, missing: Mutex::default() })
+        Ok(Self { shared, layout, walk, _runtimes: runtimes, missing: Mutex::new(Missing::new()) })
     }
 
     /// The container that cgroup `cgroup_id` is or lies in, as well as it is known now: `cgroup:<id>`
@@ -118,7 +120,13 @@ impl Directory {
     fn known(&self, cgroup_id: u64) -> Option<Arc<Container>> {
         let registry = &self.shared.registry;
         let generation = registry.generation();
-        self.shared.cgroups().container(cgroup_id, generation, |id| registry.metadata(id))
+        self.shared.cgroups().container(cgroup_id, generation, |id| {
+            let metadata = registry.metadata(id);
+            if metadata.is_none() {
+                registry.ask_for(id);
+            }
+            metadata
+        })
     }
 
     /// The owners of all cgroups that still exist, each once.
@@ -158,6 +166,8 @@ impl Directory {
     /// The kernel made a cgroup. `path` is relative to the root of the hierarchy.
     pub(crate) fn cgroup_added(&self, id: u64, path: &str) {
         self.shared.change_cgroups().add(id, path, Instant::now());
+        // A runtime that tells of nothing by itself is asked now: the container may live for a moment only.
+        self.known(id);
     }
 
     /// The kernel removed a cgroup. It stays known for ten minutes, for the last events of its sockets.
@@ -180,17 +190,8 @@ impl Directory {
         if cgroup_id == 0 {
             return;
         }
-        let now = Instant::now();
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = |asked: &Instant| now.saturating_duration_since(*asked) < MISSING_FOR;
-        if missing.get(&cgroup_id).is_some_and(lately) {
-            return;
-        }
-        if missing.len() >= MOST_MISSING {
-            missing.retain(|_, asked| lately(asked));
-        }
-        if missing.len() < MOST_MISSING {
-            missing.insert(cgroup_id, now);
+        if missing.note(cgroup_id, Instant::now()) {
             // Full means that a walk is about to begin, which will find this id too.
             self.walk.try_send(()).ok();
         }
@@ -316,7 +317,7 @@ mod tests {
         for id in (1 << 40)..(1 << 40) + 10_000 {
             assert_eq!(directory.resolve(id).name, format!("cgroup:{id}"));
         }
-        assert_eq!(directory.missing.lock().unwrap().len(), MOST_MISSING);
+        assert_eq!(directory.missing.lock().unwrap().len(), missing::MOST_MISSING);
         assert_eq!(directory.resolve(0).name, "~unattributed");
     }
 

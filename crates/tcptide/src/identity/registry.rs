@@ -1,14 +1,17 @@
 //! What the runtimes' APIs said of their containers: written by the thread that talks to them, read by
 //! everyone else. Locks are held for single lookups and updates only, never while waiting for an answer.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use model::container::Metadata;
+use tokio::sync::watch;
 
 use super::lingering::{CAPACITY, GRACE, Lingering};
+use super::missing::{MOST_MISSING, Missing};
 
 /// The most bytes of labels kept of all containers; what comes later is kept without its labels.
 const MOST_LABEL_BYTES: usize = 64 << 20;
@@ -22,7 +25,7 @@ pub(crate) enum RuntimeState {
     Absent,
     /// The socket is another path of one that is already listened to.
     SameAs(PathBuf),
-    /// Containers are listed and events listened to.
+    /// Containers are listed, and what changes is learnt.
     Connected {
         /// Name and version of the server, such as `Docker 20.10.24`.
         server: String,
@@ -61,6 +64,19 @@ pub(super) struct Registry {
     generation: AtomicU64,
     runtimes: Mutex<Vec<(PathBuf, RuntimeState)>>,
     answered: Condvar,
+    /// Ids of containers that no runtime told of.
+    missing: Mutex<Missing<String>>,
+    /// Those that were asked for; wakes who can look for them.
+    wanted: watch::Sender<Wanted>,
+}
+
+/// Containers that were asked for.
+#[derive(Default)]
+pub(super) struct Wanted {
+    /// How many ever.
+    count: u64,
+    /// The latest.
+    ids: VecDeque<String>,
 }
 
 impl Registry {
@@ -71,6 +87,8 @@ impl Registry {
             generation: AtomicU64::new(0),
             runtimes: Mutex::new(sockets.into_iter().map(|path| (path, RuntimeState::Starting)).collect()),
             answered: Condvar::new(),
+            missing: Mutex::new(Missing::new()),
+            wanted: watch::Sender::new(Wanted::default()),
         }
     }
 
@@ -78,6 +96,41 @@ impl Registry {
     pub(super) fn metadata(&self, id: &str) -> Option<Arc<Metadata>> {
         let containers = self.containers.read().unwrap_or_else(PoisonError::into_inner);
         containers.by_id.get(&id.to_owned()).map(|told| told.metadata.clone())
+    }
+
+    /// Has the runtimes that tell of nothing by themselves asked for a container that no one told of, unless
+    /// they were lately. Does not wait for the answer.
+    pub(super) fn ask_for(&self, id: &str) {
+        if self.wanted.receiver_count() == 0 {
+            return;
+        }
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if missing.note(id.to_owned(), Instant::now()) {
+            self.wanted.send_modify(|wanted| {
+                wanted.count += 1;
+                wanted.ids.push_back(id.to_owned());
+                if wanted.ids.len() > MOST_MISSING {
+                    wanted.ids.pop_front();
+                }
+            });
+        }
+    }
+
+    /// Changes whenever a container is asked for.
+    pub(super) fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.subscribe()
+    }
+
+    /// How many containers were asked for so far.
+    pub(super) fn asked(&self) -> u64 {
+        self.wanted.borrow().count
+    }
+
+    /// Whether one of those that were asked for after the first `before` is still not known.
+    pub(super) fn is_wanted(&self, before: u64) -> bool {
+        let wanted = self.wanted.borrow();
+        let later = usize::try_from(wanted.count.saturating_sub(before)).unwrap_or(usize::MAX);
+        wanted.ids.iter().rev().take(later).any(|id| self.metadata(id).is_none())
     }
 
     /// The count of changes so far.

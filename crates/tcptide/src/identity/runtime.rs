@@ -1,35 +1,22 @@
-//! Asks Docker and Podman, over their unix sockets, what their containers are called.
+//! Asks the container runtimes, over their unix sockets, what their containers are called.
 //!
-//! One background thread serves all sockets. For each it lists the containers, then listens to events, so
-//! that even a container of 100 ms gets its name: a create event carries name, image and labels. Events
-//! are asked for from before the list was, so none falls between. Without a socket, or when one goes away,
-//! it looks again at growing intervals.
+//! One background thread serves all sockets. Which API a socket has is told by its name, or found out. Without
+//! a socket, or when one goes away, it looks again at growing intervals.
 
-use std::collections::HashMap;
+use std::convert::Infallible;
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use bollard::models::{ContainerSummary, EventMessage};
-use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptionsBuilder};
-use bollard::{API_DEFAULT_VERSION, Docker};
-use futures_util::StreamExt;
+use anyhow::anyhow;
 use futures_util::future::join_all;
-use model::container::Metadata;
 use tokio::sync::oneshot;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::registry::{Registry, RuntimeState, same_file};
-
-/// Event names of Docker and, where they differ, of Podman.
-const EVENTS: [&str; 5] = ["create", "start", "rename", "destroy", "remove"];
-/// Attributes of an event that are no labels.
-const NO_LABELS: [&str; 8] =
-    ["image", "name", "oldName", "exitCode", "containerExitCode", "signal", "execID", "podId"];
 
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +29,8 @@ pub(super) struct Timing {
     pub(super) longest_retry: Duration,
     /// Between full lists on a connection that works, in case an event got lost.
     pub(super) relist: Duration,
+    /// Between lists at least, however often containers turn up that a runtime without events did not tell of.
+    pub(super) least_relist: Duration,
 }
 
 impl Default for Timing {
@@ -51,19 +40,33 @@ impl Default for Timing {
             retry: Duration::from_secs(1),
             longest_retry: Duration::from_secs(30),
             relist: Duration::from_secs(300),
+            least_relist: Duration::from_secs(1),
         }
     }
 }
 
-/// The sockets where Docker and Podman usually listen, each once. `DOCKER_HOST` comes first, since it is
-/// what `docker` itself would use.
+/// Where the runtimes usually listen.
+const USUAL: [&str; 6] = [
+    "/var/run/docker.sock",
+    "/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+];
+
+/// The sockets where the runtimes usually listen, each once. `DOCKER_HOST` and `CONTAINER_RUNTIME_ENDPOINT` come
+/// first, since they are what `docker` and `crictl` themselves would use.
 pub(super) fn default_sockets() -> Vec<PathBuf> {
-    let docker_host = env::var("DOCKER_HOST").ok();
-    let host = docker_host.as_deref().and_then(|host| host.strip_prefix("unix://")).map(PathBuf::from);
+    let named = |variable| {
+        let value = env::var(variable).ok()?;
+        value.strip_prefix("unix://").map(PathBuf::from)
+    };
+    let first = ["DOCKER_HOST", "CONTAINER_RUNTIME_ENDPOINT"].into_iter().filter_map(named);
     let podman = env::var_os("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("podman/podman.sock"));
-    let fixed = ["/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock"].map(PathBuf::from);
+    let all = first.chain(USUAL.map(PathBuf::from)).chain(podman);
     let mut sockets: Vec<PathBuf> = Vec::new();
-    for socket in host.into_iter().chain(fixed).chain(podman).filter(|socket| socket.is_absolute()) {
+    for socket in all.filter(|socket| socket.is_absolute()) {
         // On most hosts /var/run leads to /run, also before the socket is there.
         let same = |known: &PathBuf| {
             known.file_name() == socket.file_name()
@@ -97,11 +100,32 @@ pub(super) fn start(registry: Arc<Registry>, timing: Timing) -> io::Result<Optio
     Ok(Some(keep))
 }
 
+/// What a socket answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Api {
+    /// Docker's API, which is Podman's too.
+    Docker,
+    /// The Kubernetes Container Runtime Interface.
+    Cri,
+}
+
+impl Api {
+    /// By the name that runtimes give their sockets.
+    fn of(socket: &Path) -> Option<Self> {
+        match socket.file_name()?.to_str()? {
+            "docker.sock" | "podman.sock" => Some(Self::Docker),
+            "containerd.sock" | "crio.sock" => Some(Self::Cri),
+            _ => None,
+        }
+    }
+}
+
 /// The conversation with one runtime.
-struct Watcher {
-    registry: Arc<Registry>,
-    source: usize,
-    timing: Timing,
+pub(super) struct Watcher {
+    pub(super) registry: Arc<Registry>,
+    /// Which runtime, by its place in the list of sockets.
+    pub(super) source: usize,
+    pub(super) timing: Timing,
 }
 
 impl Watcher {
@@ -136,131 +160,50 @@ impl Watcher {
         if let Some(same) = before.into_iter().find(|other| same_file(other, socket)) {
             return RuntimeState::SameAs(same);
         }
-        match self.talk(socket).await {
-            Ok(()) => RuntimeState::Failed("the stream of events ended".to_owned()),
-            Err(error) => RuntimeState::Failed(format!("{error:#}")),
-        }
+        let Err(error) = self.talk(socket).await;
+        RuntimeState::Failed(format!("{error:#}"))
     }
 
-    async fn talk(&self, socket: &Path) -> anyhow::Result<()> {
-        let docker = self.connect(socket)?;
-        let server = self.server(&docker).await?;
-        // A second earlier: the clock of events has whole seconds.
-        let since =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().saturating_sub(1);
-        self.list(&docker).await?;
-        self.registry.set_state(self.source, RuntimeState::Connected { server });
-        self.listen(&docker, since).await
-    }
-
-    fn connect(&self, socket: &Path) -> anyhow::Result<Docker> {
-        let path = socket.to_str().context("the socket's path is not UTF-8")?;
-        let seconds = self.timing.request.as_secs().max(1);
-        Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION).context("connecting")
-    }
-
-    async fn server(&self, docker: &Docker) -> anyhow::Result<String> {
-        let version = self.answer("its version", docker.version()).await?;
-        let podman = version.components.iter().flatten().any(|part| part.name.contains("Podman"));
-        let name = if podman { "Podman" } else { "Docker" };
-        Ok(format!("{name} {}", version.version.unwrap_or_default()).trim_end().to_owned())
-    }
-
-    async fn list(&self, docker: &Docker) -> anyhow::Result<()> {
-        let everything = ListContainersOptionsBuilder::default().all(true).build();
-        let list = self.answer("its containers", docker.list_containers(Some(everything))).await?;
-        self.registry.replace(self.source, list.into_iter().filter_map(from_list).collect());
-        Ok(())
-    }
-
-    /// Takes events as they come and lists all again now and then.
-    async fn listen(&self, docker: &Docker, since: u64) -> anyhow::Result<()> {
-        let filters = HashMap::from([
-            ("type".to_owned(), vec!["container".to_owned()]),
-            ("event".to_owned(), EVENTS.map(str::to_owned).to_vec()),
-        ]);
-        let options = EventsOptions { since: Some(since.to_string()), until: None, filters: Some(filters) };
-        // Some servers send the first byte of the answer with the first event, whenever that is.
-        let patient = docker.clone().with_timeout(Duration::from_secs(u64::from(u32::MAX)));
-        let mut events = Box::pin(patient.events(Some(options)));
-        let mut relist = self.relist_timer();
-        loop {
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(event) => self.take(docker, event.context("reading its events")?).await,
-                    None => return Ok(()),
-                },
-                _ = relist.tick() => self.list(docker).await?,
+    async fn talk(&self, socket: &Path) -> anyhow::Result<Infallible> {
+        match Api::of(socket) {
+            Some(Api::Docker) => {
+                let (docker, server) = self.docker(socket).await?;
+                self.watch_docker(&docker, server).await
             }
+            Some(Api::Cri) => {
+                let (cri, server) = self.cri(socket).await?;
+                self.watch_cri(cri, server).await
+            }
+            None => match self.docker(socket).await {
+                Ok((docker, server)) => self.watch_docker(&docker, server).await,
+                Err(not_docker) => {
+                    let found = self.cri(socket).await;
+                    let (cri, server) = found
+                        .map_err(|not_cri| anyhow!("as Docker's API: {not_docker:#}; as CRI: {not_cri:#}"))?;
+                    self.watch_cri(cri, server).await
+                }
+            },
         }
     }
 
-    fn relist_timer(&self) -> Interval {
+    pub(super) fn relist_timer(&self) -> Interval {
         let mut timer = interval(self.timing.relist);
         timer.reset();
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         timer
     }
 
-    async fn take(&self, docker: &Docker, event: EventMessage) {
-        let Some((id, attributes)) = event.actor.and_then(|actor| Some((actor.id?, actor.attributes))) else {
-            return;
-        };
-        match event.action.as_deref() {
-            Some("create" | "start") => {
-                self.registry.insert(self.source, id, from_event(attributes.unwrap_or_default()));
-            }
-            // Which of its names a rename event carries depends on the server.
-            Some("rename") => match self.inspect(docker, &id).await {
-                Ok(metadata) => self.registry.insert(self.source, id, metadata),
-                Err(error) => tracing::debug!("container {id} was renamed: {error:#}"),
-            },
-            Some("destroy" | "remove") => self.registry.remove(&id),
-            _ => {}
-        }
-    }
-
-    async fn inspect(&self, docker: &Docker, id: &str) -> anyhow::Result<Metadata> {
-        let inspect = docker.inspect_container(id, None::<InspectContainerOptions>);
-        let found = self.answer("a container", inspect).await?;
-        let config = found.config.unwrap_or_default();
-        Ok(Metadata::new(
-            found.name.as_deref().map(plain_name),
-            config.image,
-            config.labels.unwrap_or_default(),
-        ))
-    }
-
     /// Waits for one answer, at most for the time that a request has.
-    async fn answer<T>(
+    pub(super) async fn answer<T, E: Into<anyhow::Error>>(
         &self,
         what: &'static str,
-        request: impl Future<Output = Result<T, bollard::errors::Error>>,
+        request: impl Future<Output = Result<T, E>>,
     ) -> anyhow::Result<T> {
         match timeout(self.timing.request, request).await {
-            Ok(answer) => answer.with_context(|| format!("asking for {what}")),
+            Ok(answer) => answer.map_err(|error| error.into().context(format!("asking for {what}"))),
             Err(_) => anyhow::bail!("asking for {what}: no answer within {:?}", self.timing.request),
         }
     }
-}
-
-fn from_list(listed: ContainerSummary) -> Option<(String, Metadata)> {
-    // A linked container is also listed as `/<other>/<alias>`.
-    let names = listed.names.unwrap_or_default();
-    let name = names.iter().map(|name| plain_name(name)).find(|name| !name.contains('/'));
-    Some((listed.id?, Metadata::new(name, listed.image, listed.labels.unwrap_or_default())))
-}
-
-/// Attributes are the labels, plus what the server says of the event.
-fn from_event(mut attributes: HashMap<String, String>) -> Metadata {
-    let (name, image) = (attributes.remove("name"), attributes.remove("image"));
-    attributes.retain(|key, _| !NO_LABELS.contains(&key.as_str()));
-    Metadata::new(name.as_deref().map(plain_name), image, attributes)
-}
-
-/// Docker puts a slash before names.
-fn plain_name(name: &str) -> String {
-    name.strip_prefix('/').unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]
@@ -269,6 +212,9 @@ mod tests {
 
     use serde_json::json;
 
+    use k8s_cri::v1::ContainerEventType;
+
+    use super::super::fake_cri::{self, FakeCri, pod};
     use super::super::fake_runtime::{FakeRuntime, container, event};
     use super::*;
 
@@ -277,6 +223,7 @@ mod tests {
         retry: Duration::from_millis(20),
         longest_retry: Duration::from_millis(100),
         relist: Duration::from_secs(300),
+        least_relist: Duration::from_millis(10),
     };
 
     struct Watched {
@@ -449,6 +396,171 @@ mod tests {
         fake.list(&json!([container("bbb", "/web")]));
         watched.until("listed again", |watched| watched.name("bbb").is_some());
         assert!(matches!(watched.state(), RuntimeState::Connected { .. }));
+    }
+
+    #[test]
+    fn pods_and_containers_are_named_over_cri() {
+        let fake = FakeCri::start();
+        let mut long = fake_cri::container("ccc", "long", "sss");
+        long.labels.insert("long".to_owned(), "x".repeat(65_536));
+        let lonely = fake_cri::container("ddd", "lonely", "gone");
+        fake.list(vec![pod("sss", "shop")], vec![fake_cri::container("bbb", "web", "sss"), long, lonely]);
+        let watched = Watched::start(vec![fake.socket()], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        assert_eq!(watched.state(), RuntimeState::Connected { server: "containerd 1.6.20".into() });
+        let web = watched.registry.metadata("bbb").unwrap();
+        assert_eq!((web.name.as_deref(), web.image.as_deref()), (Some("web"), Some("nginx:1")));
+        assert_eq!((web.pod.as_deref(), web.namespace.as_deref()), (Some("shop"), Some("prod")));
+        assert_eq!((web.pod_uid.as_deref(), &*web.labels["tier"]), (Some("uid-of-shop"), "front"));
+        let sandbox = watched.registry.metadata("sss").unwrap();
+        assert_eq!((sandbox.name.as_deref(), sandbox.pod.as_deref()), (Some("POD"), Some("shop")));
+        assert_eq!(watched.registry.metadata("ccc").unwrap().labels["long"].len(), 4096);
+        assert_eq!(watched.registry.metadata("ddd").unwrap().pod, None);
+        assert_eq!(watched.registry.statuses()[0].containers, 4);
+    }
+
+    #[test]
+    fn without_events_an_unknown_container_is_asked_for() {
+        let fake = FakeCri::start();
+        let timing = Timing { least_relist: Duration::from_millis(400), ..QUICK };
+        let watched = Watched::start(vec![fake.socket()], timing);
+        watched.registry.settle(Duration::from_secs(20));
+        let begun = Instant::now();
+        fake.list(vec![pod("sss", "shop")], vec![fake_cri::container("bbb", "web", "sss")]);
+        for n in 0..1000 {
+            watched.registry.ask_for(&format!("unknown-{n}"));
+        }
+        watched.registry.ask_for("bbb");
+        watched.until("asked again", |watched| watched.name("bbb").is_some());
+        assert!(begun.elapsed() >= Duration::from_millis(300), "not before its time");
+        thread::sleep(Duration::from_millis(600));
+        assert!(fake.lists() <= 3, "{} lists", fake.lists());
+        let lists = fake.lists();
+        watched.registry.ask_for("bbb");
+        thread::sleep(Duration::from_millis(600));
+        assert_eq!(fake.lists(), lists, "what was not found is left alone");
+    }
+
+    #[test]
+    fn cri_events_name_and_remove() {
+        let fake = FakeCri::with_events();
+        let watched = Watched::start(vec![fake.socket()], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        fake.event(&fake_cri::event(ContainerEventType::ContainerCreatedEvent, "bbb", "web"));
+        watched.until("created", |watched| watched.name("bbb").as_deref() == Some("web"));
+        assert_eq!(watched.registry.metadata("bbb").unwrap().pod.as_deref(), Some("shop"));
+        assert_eq!(watched.name("other"), None, "an event is of one container");
+        fake.event(&fake_cri::event(ContainerEventType::ContainerStartedEvent, "sss", ""));
+        watched.until("started", |watched| watched.name("sss").as_deref() == Some("POD"));
+        fake.event(&fake_cri::event(ContainerEventType::ContainerStoppedEvent, "bbb", "web"));
+        fake.event(&fake_cri::event(ContainerEventType::ContainerDeletedEvent, "bbb", "web"));
+        watched.until("removed", |watched| watched.registry.statuses()[0].containers == 1);
+        assert_eq!(watched.name("bbb").as_deref(), Some("web"), "named until its grace ends");
+        assert_eq!(fake.lists(), 1);
+    }
+
+    #[test]
+    fn a_silent_cri_server_is_given_up() {
+        let fake = FakeCri::start();
+        fake.hang();
+        let watched = Watched::start(vec![fake.socket()], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        assert!(is_failed(&watched, "no answer within 300ms"), "{:?}", watched.state());
+    }
+
+    #[test]
+    fn a_cri_server_that_falls_silent_is_noticed() {
+        let fake = FakeCri::start();
+        let watched = Watched::start(vec![fake.socket()], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        assert!(matches!(watched.state(), RuntimeState::Connected { .. }), "{:?}", watched.state());
+        fake.hang();
+        watched.until("noticed", |watched| is_failed(watched, "no answer within 300ms"));
+    }
+
+    #[test]
+    fn a_cri_runtime_may_come_go_and_return() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("crio.sock");
+        let watched = Watched::start(vec![socket.clone()], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        assert_eq!(watched.state(), RuntimeState::Absent);
+        let fake = FakeCri::start_at(&socket);
+        fake.list(Vec::new(), vec![fake_cri::container("bbb", "web", "sss")]);
+        watched.until("came", |watched| {
+            watched.registry.ask_for("bbb");
+            watched.name("bbb").is_some()
+        });
+        drop(fake);
+        watched.until("went", |watched| watched.state() == RuntimeState::Absent);
+        assert_eq!(watched.name("bbb").as_deref(), Some("web"));
+        let fake = FakeCri::start_at(&socket);
+        fake.list(Vec::new(), vec![fake_cri::container("eee", "again", "sss")]);
+        watched.until("returned", |watched| {
+            watched.registry.ask_for("eee");
+            watched.name("eee").is_some()
+        });
+        drop(fake);
+    }
+
+    #[test]
+    fn ten_thousand_containers_over_cri() {
+        let fake = FakeCri::start();
+        let of = |n: usize| {
+            let mut one = fake_cri::container(&format!("id{n}"), &format!("c{n}"), "sss");
+            // Each as long as the kubelet's own are: more than gRPC's usual limit of 4 MiB in all.
+            one.annotations.insert("spec".to_owned(), "x".repeat(2000));
+            one
+        };
+        fake.list(vec![pod("sss", "shop")], (0..10_000).map(of).collect());
+        let timing =
+            Timing { request: Duration::from_secs(15), longest_retry: Duration::from_secs(30), ..QUICK };
+        let watched = Watched::start(vec![fake.socket()], timing);
+        watched.registry.settle(Duration::from_secs(20));
+        assert_eq!(watched.registry.statuses()[0].containers, 10_001, "{:?}", watched.state());
+        assert_eq!(watched.name("id9999").as_deref(), Some("c9999"));
+    }
+
+    #[test]
+    fn an_answer_without_end_is_refused() {
+        let fake = FakeCri::start();
+        let mut one = fake_cri::container("bbb", "web", "sss");
+        one.annotations.insert("spec".to_owned(), "x".repeat(super::super::cri::LONGEST_ANSWER));
+        fake.list(Vec::new(), vec![one]);
+        let watched =
+            Watched::start(vec![fake.socket()], Timing { request: Duration::from_secs(15), ..QUICK });
+        watched.registry.settle(Duration::from_secs(20));
+        assert!(is_failed(&watched, "asking for its containers"), "{:?}", watched.state());
+        assert!(is_failed(&watched, "too large"), "{:?}", watched.state());
+    }
+
+    #[test]
+    fn a_socket_by_another_name_is_asked_in_both_ways() {
+        let directory = tempfile::tempdir().unwrap();
+        let [cri, docker] = ["cri", "docker"].map(|name| directory.path().join(name));
+        let (fake_cri, fake_docker) = (FakeCri::start_at(&cri), FakeRuntime::start_at(&docker));
+        let watched = Watched::start(vec![cri, docker], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        let states: Vec<_> = watched.registry.statuses().into_iter().map(|status| status.state).collect();
+        let connected = |server: &str| RuntimeState::Connected { server: server.to_owned() };
+        assert_eq!(states, [connected("containerd 1.6.20"), connected("Docker 20.10.24")]);
+        drop((fake_cri, fake_docker));
+    }
+
+    #[test]
+    fn what_answers_otherwise_is_an_error_that_tells_both() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("other.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::io::Write::write_all(&mut stream, b"220 mail.example.org ESMTP\r\n").ok();
+            }
+        });
+        let watched = Watched::start(vec![socket], QUICK);
+        watched.registry.settle(Duration::from_secs(20));
+        assert!(is_failed(&watched, "as Docker's API: "), "{:?}", watched.state());
+        assert!(is_failed(&watched, "as CRI: "), "{:?}", watched.state());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::process::{output, require};
 use crate::workload;
@@ -26,6 +27,33 @@ pub(super) fn pack(folder: &Path) -> Result<PathBuf> {
     let archive = folder.join("image.tar");
     output(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."))?;
     fs::remove_dir_all(&root).context("removing the image's folder")?;
+    Ok(archive)
+}
+
+/// Packs the image as `docker save` would, for containerd, which imports no bare root. `name` is its full name.
+pub(super) fn pack_for_containerd(folder: &Path, name: &str) -> Result<PathBuf> {
+    let layer = pack(folder)?;
+    let digest = output(Command::new("sha256sum").arg(&layer))?;
+    let digest = digest.split_whitespace().next().context("sha256sum told no digest")?;
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": { "Env": ["PATH=/bin"], "Entrypoint": ["/bin/sleep", "1000000"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    let layer = layer.file_name().context("a layer without a name")?.to_string_lossy().into_owned();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": [layer] }]);
+    fs::write(folder.join("config.json"), config.to_string()).context("writing the image's configuration")?;
+    fs::write(folder.join("manifest.json"), manifest.to_string()).context("writing the image's manifest")?;
+    let archive = folder.join("archive.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(folder).arg("-cf").arg(&archive).args(["manifest.json", "config.json", &layer]);
+    output(&mut tar)?;
     Ok(archive)
 }
 

@@ -16,10 +16,12 @@ use tempfile::TempDir;
 use crate::process::{kill_all, output, with_command_line};
 use crate::sweep::own_name;
 
+mod containerd;
 mod docker;
 mod image;
 mod podman;
 
+pub use containerd::{Containerd, Pod};
 pub use docker::Docker;
 pub use image::IMAGE;
 pub use podman::Podman;
@@ -123,6 +125,7 @@ fn folder(runtime: &str) -> Result<TempDir> {
 pub(crate) fn sweep(folder: &Path) {
     let containers = [docker::container_cgroups(folder), podman::container_cgroups(folder)].concat();
     podman::sweep(folder);
+    containerd::sweep(folder);
     remove_folder(folder, &containers);
 }
 
@@ -131,7 +134,7 @@ pub(crate) fn sweep(folder: &Path) {
 ///
 /// The folder's name is random, so whoever has it on the command line is ours.
 fn remove_folder(folder: &Path, containers: &[PathBuf]) {
-    kill_all(&with_command_line(&folder.to_string_lossy()));
+    kill_users(folder);
     for cgroup in containers {
         remove_container_cgroups(cgroup);
     }
@@ -146,6 +149,25 @@ fn remove_folder(folder: &Path, containers: &[PathBuf]) {
     remove_empty_cgroups(Path::new(docker::CGROUPS));
     remove_empty_cgroups(&Path::new(podman::CGROUPS).join("conmon"));
     remove_empty_cgroups(Path::new(podman::CGROUPS));
+}
+
+fn kill_users(folder: &Path) {
+    kill_all(&with_command_line(&folder.to_string_lossy()));
+}
+
+/// Ends who is left in a cgroup or below it, and removes all of them in every hierarchy.
+fn remove_cgroup_tree(path: &Path) {
+    for mount in cgroup_mounts() {
+        remove_below(&mount, path);
+    }
+}
+
+fn remove_below(mount: &Path, path: &Path) {
+    let children = fs::read_dir(mount.join(path)).into_iter().flatten().flatten();
+    for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_below(mount, &path.join(child.file_name()));
+    }
+    remove_container_cgroups(path);
 }
 
 fn entries(folder: &Path) -> Vec<String> {
