@@ -1,6 +1,7 @@
 //! The container as people and programs meet it, and what a runtime's API adds to its path.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +13,16 @@ const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
-/// The most labels kept of one container.
+/// The most labels kept of one container, and the most annotations.
 const MOST_LABELS: usize = 64;
-/// The longest label value, name or image kept, in bytes.
+/// The longest value of a label or annotation, name or image kept, in bytes.
 const LONGEST_VALUE: usize = 4096;
-/// The longest label key kept, in bytes; a longer one drops the label.
+/// The longest key kept, in bytes; a longer one drops its label or annotation.
 const LONGEST_KEY: usize = 512;
+
+/// Labels or annotations by key: at most 64, values cut at 4 KiB. What the runtime said and the container as it is told
+/// share them.
+pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// What a runtime's API says of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +31,12 @@ pub struct Metadata {
     pub name: Option<String>,
     /// The image as the user named it.
     pub image: Option<String>,
-    /// Labels by key, at most 64, values cut at 4 KiB.
-    pub labels: BTreeMap<String, String>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its annotations, and those of its pod under other keys.
+    pub annotations: Labels,
+    /// Id of the sandbox, the container that holds the pod's namespaces.
+    pub sandbox: Option<String>,
     /// Name of the Kubernetes pod.
     pub pod: Option<String>,
     /// Kubernetes namespace of the pod.
@@ -45,24 +54,43 @@ impl Metadata {
         labels: impl IntoIterator<Item = (String, String)>,
     ) -> Self {
         let mut found = Self { name: bounded(name), image: bounded(image), ..Self::default() };
+        let mut kept = BTreeMap::new();
         for (key, value) in labels {
-            let Some(value) = bounded(Some(value)) else { continue };
-            match key.as_str() {
-                POD_NAME => found.pod = Some(value.clone()),
-                POD_NAMESPACE => found.namespace = Some(value.clone()),
-                POD_UID => found.pod_uid = Some(value.clone()),
-                CONTAINER_NAME => found.name = Some(value.clone()),
-                _ => {}
+            let special = match key.as_str() {
+                POD_NAME => Some(&mut found.pod),
+                POD_NAMESPACE => Some(&mut found.namespace),
+                POD_UID => Some(&mut found.pod_uid),
+                CONTAINER_NAME => Some(&mut found.name),
+                _ => None,
+            };
+            let value = cut(value);
+            if let Some(special) = special
+                && !value.is_empty()
+            {
+                *special = Some(value.clone());
             }
-            if key.len() <= LONGEST_KEY {
-                found.labels.insert(key, value);
-            }
-            if found.labels.len() > MOST_LABELS {
-                // Which labels stay depends on their keys alone, not on the order they came in.
-                found.labels.pop_last();
+            keep(&mut kept, key, value);
+        }
+        found.labels = Arc::new(kept);
+        found
+    }
+
+    /// Adds annotations under keys that have none yet.
+    #[must_use]
+    pub fn annotated(mut self, annotations: impl IntoIterator<Item = (String, String)>) -> Self {
+        let kept = Arc::make_mut(&mut self.annotations);
+        for (key, value) in annotations {
+            if !kept.contains_key(&key) {
+                keep(kept, key, cut(value));
             }
         }
-        found
+        self
+    }
+
+    /// Puts the container into the sandbox of a pod. An empty id is not known.
+    #[must_use]
+    pub fn in_sandbox(self, id: String) -> Self {
+        Self { sandbox: bounded(Some(id)), ..self }
     }
 
     /// Puts the container into a pod, as a CRI runtime tells it of every pod: others than the kubelet make pods
@@ -79,15 +107,34 @@ impl Metadata {
     }
 }
 
-/// Cuts a value at the longest length, between characters; an empty one is none.
-fn bounded(value: Option<String>) -> Option<String> {
-    let mut value = value.filter(|value| !value.is_empty())?;
-    if value.len() > LONGEST_VALUE {
-        let end = (0..=LONGEST_VALUE).rfind(|end| value.is_char_boundary(*end)).unwrap_or(0);
-        value.truncate(end);
-        value.shrink_to_fit();
+/// Adds a label or annotation to those that are kept.
+fn keep(kept: &mut BTreeMap<String, String>, key: String, value: String) {
+    if key.len() <= LONGEST_KEY {
+        kept.insert(key, value);
     }
-    Some(value)
+    if kept.len() > MOST_LABELS {
+        // Which ones stay depends on their keys alone, not on the order they came in.
+        kept.pop_last();
+    }
+}
+
+/// Cuts a text; an empty one is none.
+fn bounded(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).map(cut)
+}
+
+/// Cuts a text at the longest length, between characters.
+fn cut(mut text: String) -> String {
+    if text.len() > LONGEST_VALUE {
+        let end = (0..=LONGEST_VALUE).rfind(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+    text
+}
+
+fn is_empty(labels: &Labels) -> bool {
+    labels.is_empty()
 }
 
 /// The owner of a connection: the `container` object of every JSON output. Absent means not known.
@@ -116,9 +163,15 @@ pub struct Container {
     /// Path of the container's cgroup, relative to the root of its hierarchy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_path: Option<String>,
+    /// Id of the sandbox of its pod, as CRI tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// Labels the runtime keeps for it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub labels: Labels,
+    /// Annotations the runtime keeps for it, and for its pod under other keys, as CRI tells them.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub annotations: Labels,
     /// UID of the pod: a key to join with the Kubernetes API, not a name people meet.
     #[serde(skip)]
     pub pod_uid: Option<String>,
@@ -141,7 +194,9 @@ impl Container {
             namespace: metadata.namespace,
             cgroup_id,
             cgroup_path: Some(identity.container_path),
+            sandbox: metadata.sandbox,
             labels: metadata.labels,
+            annotations: metadata.annotations,
             pod_uid: identity.pod_uid.or(metadata.pod_uid),
         }
     }
@@ -216,9 +271,26 @@ mod tests {
     }
 
     #[test]
+    fn annotations_and_sandbox_are_told_where_there_are_any() {
+        let own = [label("own", "mine"), label("empty", "")];
+        let pods = [label("own", "the pod's"), label("quoted", "\"a\\\n\u{1b}[31m")];
+        let metadata = Metadata::default().annotated(own).annotated(pods).in_sandbox("s-1".into());
+        let told = Container::new(7, identify(&format!("/docker/{ID}")), Some(&metadata));
+        assert!(Arc::ptr_eq(&told.annotations, &metadata.annotations), "shared, however often it is told");
+        let json = serde_json::to_value(&told).unwrap();
+        let annotations = json!({"own": "mine", "empty": "", "quoted": "\"a\\\n\u{1b}[31m"});
+        assert_eq!((&json["annotations"], &json["sandbox"]), (&annotations, &json!("s-1")));
+        assert_eq!(json.get("labels"), None);
+        assert_eq!(serde_json::from_value::<Container>(json).unwrap(), told);
+        assert_eq!(Metadata::default().in_sandbox(String::new()).sandbox, None);
+    }
+
+    #[test]
     fn an_empty_name_is_no_name() {
-        let metadata = Metadata::new(Some(String::new()), Some(String::new()), []);
-        assert_eq!(metadata, Metadata::default());
+        let empty = [POD_NAME, POD_NAMESPACE, POD_UID, CONTAINER_NAME, "mark"].map(|key| label(key, ""));
+        let metadata = Metadata::new(Some(String::new()), Some(String::new()), empty);
+        assert_eq!(metadata.labels["mark"], "", "a label may be a mark without a value");
+        assert_eq!(Metadata { labels: Labels::default(), ..metadata }, Metadata::default());
     }
 
     #[test]
@@ -233,5 +305,9 @@ mod tests {
         assert_eq!(long.labels["k"], "é".repeat(2048));
         assert_eq!(long.name.map(|name| name.len()), Some(4096));
         assert!(Metadata::new(None, None, [label(&"k".repeat(70_000), "v")]).labels.is_empty());
+
+        let many = || (0..1000).rev().map(|n| label(&format!("key{n:04}"), &"é".repeat(40_000)));
+        let kept = Metadata::default().annotated([label("key0999", "last")]).annotated(many());
+        assert_eq!((kept.annotations.len(), kept.annotations["key0063"].len()), (64, 4096));
     }
 }

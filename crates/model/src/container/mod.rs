@@ -27,7 +27,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use metadata::{Container, Metadata};
+pub use metadata::{Container, Labels, Metadata};
 use path::Step;
 pub use text::{nearest, sanitize};
 

@@ -1,32 +1,34 @@
 //! The Kubernetes Container Runtime Interface (CRI), as containerd and CRI-O answer it over a unix socket.
 //!
 //! Pods and containers are listed, and events taken where the runtime has them: containerd from 1.7 on, CRI-O if
-//! told to. Without events the list is asked for again when a container turns up that nobody told of.
+//! told to. What turns up and nobody told of is asked for by its id ([`Asking`]), which is how containers are learnt of
+//! without events.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::path::Path;
 use std::pin::pin;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    Container, ContainerEventResponse, ContainerEventType, GetEventsRequest, ImageSpec,
-    ListContainersRequest, ListImagesRequest, ListPodSandboxRequest, PodSandboxMetadata, VersionRequest,
+    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
+    GetEventsRequest, ImageSpec, ListContainersRequest, ListImagesRequest, ListPodSandboxRequest, PodSandbox,
+    PodSandboxFilter, PodSandboxStatus, VersionRequest,
 };
 use model::container::Metadata;
-use tokio::net::UnixStream;
-use tokio::time::{Instant, interval, sleep_until};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::sleep_until;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
-use tower::service_fn;
 
+use super::asking::Asking;
 use super::registry::RuntimeState;
-use super::runtime::Watcher;
+use super::runtime::{Watcher, every};
 
 /// The longest answer taken, in bytes: 10,000 containers with 6 KiB of labels and annotations each. The kubelet
 /// itself takes 16 MiB.
@@ -35,10 +37,11 @@ pub(super) const LONGEST_ANSWER: usize = 64 << 20;
 const SANDBOX: &str = "POD";
 
 /// The two services of a runtime, over one connection.
-#[derive(Clone)]
 pub(super) struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    /// What images are called, by their ids: those without a name by the id.
+    names: HashMap<String, String>,
 }
 
 impl Watcher {
@@ -47,19 +50,16 @@ impl Watcher {
     /// # Errors
     /// When the socket does not answer, or not by CRI.
     pub(super) async fn cri(&self, socket: &Path) -> anyhow::Result<(Cri, String)> {
-        let path = socket.to_owned();
-        let connector = service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is never looked at: the connector knows the socket.
-        let endpoint = Endpoint::from_static("http://localhost");
-        let channel = self.answer("a connection", endpoint.connect_with_connector(connector)).await?;
-        let cri = Cri {
+        let path = socket.to_str().context("the socket's path is not UTF-8")?;
+        let endpoint =
+            Endpoint::from_shared(format!("unix://{path}")).context("reading the socket's path")?;
+        let channel = self.answer("a connection", endpoint.connect()).await?;
+        let mut cri = Cri {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(LONGEST_ANSWER),
             images: ImageServiceClient::new(channel).max_decoding_message_size(LONGEST_ANSWER),
+            names: HashMap::new(),
         };
-        let server = self.cri_server(&cri).await?;
+        let server = self.cri_server(&mut cri).await?;
         Ok((cri, server))
     }
 
@@ -67,52 +67,54 @@ impl Watcher {
     ///
     /// # Errors
     /// What was tried and what came of it.
-    pub(super) async fn watch_cri(&self, cri: Cri, server: String) -> anyhow::Result<Infallible> {
+    pub(super) async fn watch_cri(&self, mut cri: Cri, server: String) -> anyhow::Result<Infallible> {
         // From before the list on, so that no container falls between.
         let mut wanted = self.registry.wanted();
-        let mut answered = self.registry.asked();
-        self.list_cri(&cri).await?;
+        self.list_cri(&mut cri).await?;
         self.registry.set_state(self.source, RuntimeState::Connected { server });
-        let mut listed = Instant::now();
-        let mut due: Option<Instant> = None;
-        let mut relist = self.relist_timer();
+        let mut asking = Asking::new(Instant::now());
+        let mut relist = every(self.timing.relist);
         // Without events nothing tells by itself that the runtime went away.
-        let mut check = interval(self.timing.longest_retry);
-        let mut events = pin!(events(cri.clone()));
+        let mut check = every(self.timing.longest_retry);
+        let mut events = pin!(events(cri.runtime.clone()));
         let mut has_events = true;
         loop {
+            let next = asking.next();
             tokio::select! {
                 event = events.next(), if has_events => match event {
-                    Some(Ok(event)) => self.take_cri(event),
+                    Some(Ok(event)) => self.take_cri(&mut cri, event).await,
                     Some(Err(status)) if status.code() != Code::Unimplemented => {
                         return Err(said(&status)).context("reading its events");
                     }
                     // It has none, or was told to send none.
                     Some(Err(_)) | None => has_events = false,
                 },
-                Ok(()) = wanted.changed(), if due.is_none() => {
-                    let wanted = self.registry.is_wanted(answered);
-                    due = wanted.then(|| listed + self.timing.least_relist);
+                id = wanted.recv() => match id {
+                    // Ids of other kinds are names that other runtimes gave.
+                    Ok(id) if is_id(&id) => asking.want(id, Instant::now()),
+                    // Too many at once: the latest are still there.
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => bail!("nobody is left to tell"),
+                },
+                () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
+                    let is_known = |id: &str| self.registry.metadata(id).is_some();
+                    if let Some(wanted) = asking.take(Instant::now(), is_known) {
+                        self.ask_cri(&mut cri, &wanted.id).await?;
+                        if !is_known(&wanted.id) {
+                            asking.not_found(wanted, Instant::now());
+                        }
+                    }
                 }
-                () = sleep_until(due.unwrap_or(listed)), if due.is_some() => {
-                    answered = self.registry.asked();
-                    self.list_cri(&cri).await?;
-                    (listed, due) = (Instant::now(), None);
-                }
-                _ = relist.tick() => {
-                    self.list_cri(&cri).await?;
-                    listed = Instant::now();
-                }
+                _ = relist.tick() => self.list_cri(&mut cri).await?,
                 _ = check.tick() => {
-                    self.cri_server(&cri).await?;
+                    self.cri_server(&mut cri).await?;
                 }
             }
         }
     }
 
-    async fn cri_server(&self, cri: &Cri) -> anyhow::Result<String> {
-        let mut runtime = cri.runtime.clone();
-        let asking = async { Ok::<_, anyhow::Error>(runtime.version(VersionRequest::default()).await) };
+    async fn cri_server(&self, cri: &mut Cri) -> anyhow::Result<String> {
+        let asking = async { Ok::<_, anyhow::Error>(cri.runtime.version(VersionRequest::default()).await) };
         match self.answer("its version", asking).await? {
             Ok(version) => {
                 let version = version.into_inner();
@@ -120,68 +122,92 @@ impl Watcher {
                 Ok(text.trim().to_owned())
             }
             Err(status) if status.code() == Code::Unimplemented => bail!(
-                "it answered that it has no CRI v1, as Docker's containerd and one without its CRI plugin do \
-                 ({})",
+                "it answered that it has no CRI v1, as Docker's containerd, one without its CRI plugin, and one older \
+                 than 1.6, which has v1alpha2 only, do: to have names from it, enable the plugin or update it ({})",
                 status.message()
             ),
             Err(status) => Err(said(&status)).context("asking for its version"),
         }
     }
 
-    async fn list_cri(&self, cri: &Cri) -> anyhow::Result<()> {
-        let Cri { mut runtime, mut images } = cri.clone();
+    /// Has the runtime list everything.
+    async fn list_cri(&self, cri: &mut Cri) -> anyhow::Result<()> {
         // The containers first: the pod of each is then in the list of pods, unless it is gone.
-        let containers = runtime.list_containers(ListContainersRequest::default());
-        let containers = self.cri_answer("its containers", containers).await?.containers;
-        let pods = runtime.list_pod_sandbox(ListPodSandboxRequest::default());
-        let pods = self.cri_answer("its pods", pods).await?.items;
-        let mut tags = HashMap::new();
-        if containers.iter().any(|container| named_image(container.image.as_ref()).is_none()) {
-            let asked = images.list_images(ListImagesRequest::default());
-            match self.cri_answer("its images", asked).await {
-                Ok(list) => {
-                    let names = list.images.into_iter();
-                    tags = names
-                        .filter_map(|image| Some((image.id, image.repo_tags.into_iter().next()?)))
-                        .collect();
-                }
-                Err(error) => tracing::debug!("images are shown by their id: {error:#}"),
-            }
-        }
-        let by_id: HashMap<&str, &PodSandboxMetadata> =
-            pods.iter().filter_map(|pod| Some((pod.id.as_str(), pod.metadata.as_ref()?))).collect();
-        let mut all: Vec<_> = containers
-            .into_iter()
-            .map(|container| {
-                let pod = by_id.get(container.pod_sandbox_id.as_str()).copied();
-                from_list(container, pod, &tags)
-            })
-            .collect();
-        all.extend(pods.iter().map(|pod| (pod.id.clone(), sandbox(pod.metadata.as_ref(), &pod.labels))));
-        self.registry.replace(self.source, all);
+        let containers = self.containers(cri, None).await?;
+        let pods = self.pods(cri, None).await?;
+        // Images may have got other names meanwhile.
+        cri.names.clear();
+        self.name_images(cri, &containers).await;
+        self.registry.replace(self.source, told(containers, &pods, &cri.names));
+        Ok(())
+    }
+
+    /// Asks for one container and its pod; the id may be that of a pod's sandbox.
+    async fn ask_cri(&self, cri: &mut Cri, id: &str) -> anyhow::Result<()> {
+        let containers = self.containers(cri, Some(id)).await?;
+        let sandbox = containers.first().map_or(id, |container| &container.pod_sandbox_id);
+        // Without an id the answer would be all pods.
+        let pods = if sandbox.is_empty() { Vec::new() } else { self.pods(cri, Some(sandbox)).await? };
+        self.add_cri(cri, containers, &pods).await;
         Ok(())
     }
 
     /// An event tells the state of a whole pod.
-    fn take_cri(&self, event: ContainerEventResponse) {
+    async fn take_cri(&self, cri: &mut Cri, event: ContainerEventResponse) {
         let id = event.container_id;
         match ContainerEventType::try_from(event.container_event_type) {
             Ok(ContainerEventType::ContainerDeletedEvent) => self.registry.remove(&id),
             Ok(ContainerEventType::ContainerCreatedEvent | ContainerEventType::ContainerStartedEvent) => {
-                let Some(pod) = event.pod_sandbox_status else { return };
-                for told in event.containers_statuses.into_iter().filter(|told| told.id == id) {
-                    let name = told.metadata.map(|metadata| metadata.name);
-                    let image = named_image(told.image.as_ref()).map(str::to_owned);
-                    let metadata = Metadata::new(name, image, told.labels);
-                    self.registry.insert(self.source, told.id, in_pod(metadata, pod.metadata.as_ref()));
-                }
-                if pod.id == id {
-                    self.registry.insert(self.source, id, sandbox(pod.metadata.as_ref(), &pod.labels));
-                }
+                let Some(pod) = event.pod_sandbox_status.map(as_listed_pod) else { return };
+                let told = event.containers_statuses.into_iter().find(|told| told.id == id);
+                let containers = told.map(|told| as_listed(told, &pod.id)).into_iter().collect();
+                self.add_cri(cri, containers, &[pod]).await;
             }
             // A container that stopped keeps its name until it is deleted.
             Ok(ContainerEventType::ContainerStoppedEvent) | Err(_) => {}
         }
+    }
+
+    async fn add_cri(&self, cri: &mut Cri, containers: Vec<Container>, pods: &[PodSandbox]) {
+        self.name_images(cri, &containers).await;
+        for (id, metadata) in told(containers, pods, &cri.names) {
+            self.registry.insert(self.source, id, metadata);
+        }
+    }
+
+    /// All containers, or the one with this id.
+    async fn containers(&self, cri: &mut Cri, only: Option<&str>) -> anyhow::Result<Vec<Container>> {
+        let filter = only.map(|id| ContainerFilter { id: id.to_owned(), ..ContainerFilter::default() });
+        let request = cri.runtime.list_containers(ListContainersRequest { filter });
+        Ok(self.cri_answer("its containers", request).await?.containers)
+    }
+
+    /// All pods, or the one with this sandbox.
+    async fn pods(&self, cri: &mut Cri, only: Option<&str>) -> anyhow::Result<Vec<PodSandbox>> {
+        let filter = only.map(|id| PodSandboxFilter { id: id.to_owned(), ..PodSandboxFilter::default() });
+        let request = cri.runtime.list_pod_sandbox(ListPodSandboxRequest { filter });
+        Ok(self.cri_answer("its pods", request).await?.items)
+    }
+
+    /// Learns what the images of these containers are called, where the containers do not say.
+    async fn name_images(&self, cri: &mut Cri, containers: &[Container]) {
+        let images = containers.iter().filter_map(|container| container.image.as_ref());
+        let ids = images.filter(|image| named_image(image).is_none()).map(|image| &image.image);
+        let new: Vec<_> = ids.filter(|id| !cri.names.contains_key(*id)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let asked = cri.images.list_images(ListImagesRequest::default());
+        let images = self.cri_answer("its images", asked).await.map(|list| list.images);
+        let images = images.unwrap_or_else(|error| {
+            tracing::debug!("images are shown by their id: {error:#}");
+            Vec::new()
+        });
+        // One that has no name is not asked for again.
+        cri.names.extend(new.into_iter().map(|id| (id.clone(), id.clone())));
+        cri.names.extend(
+            images.into_iter().filter_map(|image| Some((image.id, image.repo_tags.into_iter().next()?))),
+        );
     }
 
     async fn cri_answer<T>(
@@ -196,8 +222,9 @@ impl Watcher {
 
 /// The events of the runtime. Some servers send the first byte of the answer with the first event, whenever that
 /// is: beginning to listen is part of the stream.
-fn events(cri: Cri) -> impl Stream<Item = Result<ContainerEventResponse, Status>> {
-    let Cri { mut runtime, .. } = cri;
+fn events(
+    mut runtime: RuntimeServiceClient<Channel>,
+) -> impl Stream<Item = Result<ContainerEventResponse, Status>> {
     let begin =
         async move { runtime.get_container_events(GetEventsRequest {}).await.map(Response::into_inner) };
     stream::once(begin).try_flatten()
@@ -214,66 +241,79 @@ fn said(status: &Status) -> anyhow::Error {
     anyhow!(text)
 }
 
-fn from_list(
-    listed: Container,
-    pod: Option<&PodSandboxMetadata>,
-    tags: &HashMap<String, String>,
-) -> (String, Metadata) {
-    let image = named_image(listed.image.as_ref()).map(str::to_owned).or_else(|| {
-        let id = listed.image.map(|image| image.image)?;
-        Some(tags.get(&id).cloned().unwrap_or(id))
+/// What containers and their pods' sandboxes are called and belong to, by id.
+fn told(
+    containers: Vec<Container>,
+    pods: &[PodSandbox],
+    images: &HashMap<String, String>,
+) -> Vec<(String, Metadata)> {
+    let by_id: HashMap<&str, &PodSandbox> = pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
+    let of_containers = containers.into_iter().map(|listed| {
+        let image = listed.image.as_ref().map(|image| match named_image(image) {
+            Some(name) => name.to_owned(),
+            None => images.get(&image.image).unwrap_or(&image.image).clone(),
+        });
+        let name = listed.metadata.map(|metadata| metadata.name);
+        let metadata = Metadata::new(name, image, listed.labels).annotated(listed.annotations);
+        let metadata = match by_id.get(listed.pod_sandbox_id.as_str()) {
+            Some(pod) => in_pod(metadata, pod),
+            None => metadata,
+        };
+        (listed.id, metadata.in_sandbox(listed.pod_sandbox_id))
     });
-    let name = listed.metadata.map(|metadata| metadata.name);
-    (listed.id, in_pod(Metadata::new(name, image, listed.labels), pod))
+    let of_pods = pods.iter().map(|pod| {
+        let metadata = Metadata::new(Some(SANDBOX.to_owned()), None, pod.labels.clone());
+        (pod.id.clone(), in_pod(metadata, pod).in_sandbox(pod.id.clone()))
+    });
+    of_containers.chain(of_pods).collect()
 }
 
-/// The image as the user named it. The kubelet passes on an image's id, and the name beside it, which runtimes of
-/// before 2023 do not keep.
-fn named_image(image: Option<&ImageSpec>) -> Option<&str> {
-    let image = image?;
-    let is_id = |name: &str| {
-        let digits = name.strip_prefix("sha256:").unwrap_or(name);
-        digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    let names = [image.user_specified_image.as_str(), image.image.as_str()];
-    names.into_iter().find(|name| !name.is_empty() && !is_id(name))
-}
-
-fn sandbox(pod: Option<&PodSandboxMetadata>, labels: &HashMap<String, String>) -> Metadata {
-    in_pod(Metadata::new(Some(SANDBOX.to_owned()), None, labels.clone()), pod)
-}
-
-fn in_pod(container: Metadata, pod: Option<&PodSandboxMetadata>) -> Metadata {
-    match pod {
+/// Puts a container into its pod. The pod's annotations are its own, too, where it has none of that key.
+fn in_pod(container: Metadata, pod: &PodSandbox) -> Metadata {
+    let container =
+        container.annotated(pod.annotations.iter().map(|(key, value)| (key.clone(), value.clone())));
+    match &pod.metadata {
         Some(pod) => container.in_pod(&pod.name, &pod.namespace, &pod.uid),
         None => container,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &str = "sha256:3f4d9a1be0c75c21d8f6aa0970b4e1c22d6b8f0e9a7c5d3b1f2e4a6c8d0b9e7f";
-
-    fn spec(image: &str, user: &str) -> ImageSpec {
-        ImageSpec { image: image.to_owned(), user_specified_image: user.to_owned(), ..ImageSpec::default() }
-    }
-
-    #[test]
-    fn an_image_is_called_as_the_user_called_it() {
-        assert_eq!(named_image(Some(&spec(ID, "nginx:1"))), Some("nginx:1"));
-        assert_eq!(named_image(Some(&spec("nginx:1", ""))), Some("nginx:1"));
-        assert_eq!(named_image(Some(&spec(ID, ""))), None);
-        assert_eq!(named_image(Some(&spec(&ID["sha256:".len()..], ""))), None);
-        assert_eq!(named_image(None), None);
-        let tags = HashMap::from([(ID.to_owned(), "redis:7".to_owned())]);
-        let of = |image: &str| {
-            let listed = Container { image: Some(spec(image, "")), ..Container::default() };
-            from_list(listed, None, &tags).1.image
-        };
-        assert_eq!(of(ID).as_deref(), Some("redis:7"));
-        assert_eq!(of(&ID.replace('3', "4")), Some(ID.replace('3', "4")), "an id is better than nothing");
-        assert_eq!(of(""), None);
+/// A container of an event as a list has it.
+fn as_listed(told: ContainerStatus, sandbox: &str) -> Container {
+    Container {
+        id: told.id,
+        pod_sandbox_id: sandbox.to_owned(),
+        metadata: told.metadata,
+        image: told.image,
+        labels: told.labels,
+        annotations: told.annotations,
+        ..Container::default()
     }
 }
+
+/// A pod of an event as a list has it.
+fn as_listed_pod(told: PodSandboxStatus) -> PodSandbox {
+    PodSandbox {
+        id: told.id,
+        metadata: told.metadata,
+        labels: told.labels,
+        annotations: told.annotations,
+        ..PodSandbox::default()
+    }
+}
+
+/// The image as the user named it. The kubelet passes on an image's id, and the name beside it, which runtimes of
+/// before 2023 do not keep.
+fn named_image(image: &ImageSpec) -> Option<&str> {
+    let is_id = |name: &str| is_id(name.strip_prefix("sha256:").unwrap_or(name));
+    let names = [image.user_specified_image.as_str(), image.image.as_str()];
+    names.into_iter().find(|name| !name.is_empty() && !is_id(name))
+}
+
+/// Whether this is an id as CRI runtimes give containers, pods and images.
+fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests;

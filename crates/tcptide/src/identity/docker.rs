@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use model::container::Metadata;
 
 use super::registry::RuntimeState;
-use super::runtime::Watcher;
+use super::runtime::{Watcher, every};
 
 /// Event names of Docker and, where they differ, of Podman.
 const EVENTS: [&str; 5] = ["create", "start", "rename", "destroy", "remove"];
@@ -72,7 +72,7 @@ impl Watcher {
         // Some servers send the first byte of the answer with the first event, whenever that is.
         let patient = docker.clone().with_timeout(Duration::from_secs(u64::from(u32::MAX)));
         let mut events = Box::pin(patient.events(Some(options)));
-        let mut relist = self.relist_timer();
+        let mut relist = every(self.timing.relist);
         loop {
             tokio::select! {
                 event = events.next() => match event {

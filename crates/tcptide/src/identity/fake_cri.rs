@@ -15,13 +15,23 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+/// What may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Version,
+    Containers,
+    Pods,
+}
+
 #[derive(Default)]
 struct Behaviour {
     containers: Vec<v1::Container>,
     pods: Vec<v1::PodSandbox>,
-    hang: bool,
-    /// How often the containers were asked for.
+    hang: Option<Call>,
+    /// How often all containers were asked for.
     lists: usize,
+    /// The ids of those that were asked for by their id.
+    asked: Vec<String>,
     has_events: bool,
     listeners: Vec<mpsc::UnboundedSender<v1::ContainerEventResponse>>,
 }
@@ -36,21 +46,24 @@ pub(super) struct FakeCri {
 
 impl FakeCri {
     pub(super) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::bind(&directory.path().join("containerd.sock"), Some(directory), false)
+        Self::in_folder(Behaviour::default())
     }
 
     pub(super) fn with_events() -> Self {
+        Self::in_folder(Behaviour { has_events: true, ..Behaviour::default() })
+    }
+
+    pub(super) fn start_at(socket: &Path, containers: Vec<v1::Container>) -> Self {
+        Self::bind(socket, None, Behaviour { containers, ..Behaviour::default() })
+    }
+
+    fn in_folder(behaviour: Behaviour) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self::bind(&directory.path().join("containerd.sock"), Some(directory), true)
+        Self::bind(&directory.path().join("containerd.sock"), Some(directory), behaviour)
     }
 
-    pub(super) fn start_at(socket: &Path) -> Self {
-        Self::bind(socket, None, false)
-    }
-
-    fn bind(socket: &Path, directory: Option<tempfile::TempDir>, has_events: bool) -> Self {
-        let behaviour = Arc::new(Mutex::new(Behaviour { has_events, ..Behaviour::default() }));
+    fn bind(socket: &Path, directory: Option<tempfile::TempDir>, behaviour: Behaviour) -> Self {
+        let behaviour = Arc::new(Mutex::new(behaviour));
         let service = RuntimeServiceServer::new(Fake(behaviour.clone()));
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, is_bound) = std_mpsc::channel();
@@ -88,12 +101,21 @@ impl FakeCri {
         (behaviour.pods, behaviour.containers) = (pods, containers);
     }
 
-    pub(super) fn hang(&self) {
-        self.behaviour.lock().unwrap().hang = true;
+    /// Never answers this again.
+    pub(super) fn hang_at(&self, call: Call) {
+        self.behaviour.lock().unwrap().hang = Some(call);
+    }
+
+    pub(super) fn answer_all(&self) {
+        self.behaviour.lock().unwrap().hang = None;
     }
 
     pub(super) fn lists(&self) -> usize {
         self.behaviour.lock().unwrap().lists
+    }
+
+    pub(super) fn asked(&self) -> Vec<String> {
+        self.behaviour.lock().unwrap().asked.clone()
     }
 
     /// Sends an event to every listener, once there is one.
@@ -122,9 +144,9 @@ impl Drop for FakeCri {
 struct Fake(Arc<Mutex<Behaviour>>);
 
 impl Fake {
-    async fn maybe_hang(&self) {
+    async fn maybe_hang(&self, call: Call) {
         let hang = self.0.lock().unwrap().hang;
-        if hang {
+        if hang == Some(call) {
             pending::<()>().await;
         }
     }
@@ -142,7 +164,7 @@ macro_rules! service {
                 &self,
                 _: Request<v1::VersionRequest>,
             ) -> Result<Response<v1::VersionResponse>, Status> {
-                self.maybe_hang().await;
+                self.maybe_hang(Call::Version).await;
                 Ok(Response::new(v1::VersionResponse {
                     runtime_name: "containerd".to_owned(),
                     runtime_version: "1.6.20".to_owned(),
@@ -152,19 +174,28 @@ macro_rules! service {
 
             async fn list_containers(
                 &self,
-                _: Request<v1::ListContainersRequest>,
+                request: Request<v1::ListContainersRequest>,
             ) -> Result<Response<v1::ListContainersResponse>, Status> {
-                self.maybe_hang().await;
+                self.maybe_hang(Call::Containers).await;
+                let id = request.into_inner().filter.map(|filter| filter.id);
                 let mut behaviour = self.0.lock().unwrap();
-                behaviour.lists += 1;
-                Ok(Response::new(v1::ListContainersResponse { containers: behaviour.containers.clone() }))
+                match &id {
+                    Some(id) => behaviour.asked.push(id.clone()),
+                    None => behaviour.lists += 1,
+                }
+                let mut containers = behaviour.containers.clone();
+                containers.retain(|container| is_asked_for(&container.id, id.as_deref()));
+                Ok(Response::new(v1::ListContainersResponse { containers }))
             }
 
             async fn list_pod_sandbox(
                 &self,
-                _: Request<v1::ListPodSandboxRequest>,
+                request: Request<v1::ListPodSandboxRequest>,
             ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-                let items = self.0.lock().unwrap().pods.clone();
+                self.maybe_hang(Call::Pods).await;
+                let id = request.into_inner().filter.map(|filter| filter.id);
+                let mut items = self.0.lock().unwrap().pods.clone();
+                items.retain(|pod| is_asked_for(&pod.id, id.as_deref()));
                 Ok(Response::new(v1::ListPodSandboxResponse { items }))
             }
 
@@ -219,22 +250,24 @@ service! {
     runtime_config RuntimeConfigRequest RuntimeConfigResponse
 }
 
-fn pod_metadata(pod: &str) -> Option<v1::PodSandboxMetadata> {
-    let (name, namespace, uid) = (pod.to_owned(), "prod".to_owned(), format!("uid-of-{pod}"));
-    Some(v1::PodSandboxMetadata { name, uid, namespace, attempt: 0 })
-}
-
-fn image() -> Option<v1::ImageSpec> {
-    Some(v1::ImageSpec { image: "nginx:1".to_owned(), ..v1::ImageSpec::default() })
-}
-
-fn named(name: &str) -> Option<v1::ContainerMetadata> {
-    Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 })
+/// Whether a filter lets this one pass. The beginning of an id will do, as for containerd.
+fn is_asked_for(id: &str, filter: Option<&str>) -> bool {
+    filter.is_none_or(|filter| id.starts_with(filter))
 }
 
 /// A pod whose sandbox has this id.
 pub(super) fn pod(id: &str, name: &str) -> v1::PodSandbox {
-    v1::PodSandbox { id: id.to_owned(), metadata: pod_metadata(name), ..v1::PodSandbox::default() }
+    let (name, namespace, uid) = (name.to_owned(), "prod".to_owned(), format!("uid-of-{name}"));
+    v1::PodSandbox {
+        id: id.to_owned(),
+        metadata: Some(v1::PodSandboxMetadata { name, uid, namespace, attempt: 0 }),
+        annotations: annotations([("owner", "the pod"), ("config", "b")]),
+        ..v1::PodSandbox::default()
+    }
+}
+
+fn annotations<const N: usize>(all: [(&str, &str); N]) -> HashMap<String, String> {
+    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 /// A container in the pod with this sandbox.
@@ -242,23 +275,34 @@ pub(super) fn container(id: &str, name: &str, sandbox: &str) -> v1::Container {
     v1::Container {
         id: id.to_owned(),
         pod_sandbox_id: sandbox.to_owned(),
-        metadata: named(name),
-        image: image(),
+        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: "nginx:1".to_owned(), ..v1::ImageSpec::default() }),
         labels: HashMap::from([("tier".to_owned(), "front".to_owned())]),
+        annotations: annotations([("owner", "the container")]),
         ..v1::Container::default()
     }
 }
 
 /// An event of a container in the pod `shop`.
 pub(super) fn event(kind: v1::ContainerEventType, id: &str, name: &str) -> v1::ContainerEventResponse {
-    let status = |id: &str, name: &str| v1::ContainerStatus {
-        id: id.to_owned(),
-        metadata: named(name),
-        image: image(),
-        ..v1::ContainerStatus::default()
+    let status = |id: &str, name: &str| {
+        let listed = container(id, name, "sss");
+        v1::ContainerStatus {
+            id: listed.id,
+            metadata: listed.metadata,
+            image: listed.image,
+            labels: listed.labels,
+            annotations: listed.annotations,
+            ..v1::ContainerStatus::default()
+        }
     };
-    let sandbox =
-        v1::PodSandboxStatus { id: "sss".to_owned(), metadata: pod_metadata("shop"), ..Default::default() };
+    let sandbox = pod("sss", "shop");
+    let sandbox = v1::PodSandboxStatus {
+        id: sandbox.id,
+        metadata: sandbox.metadata,
+        annotations: sandbox.annotations,
+        ..v1::PodSandboxStatus::default()
+    };
     v1::ContainerEventResponse {
         container_id: id.to_owned(),
         container_event_type: kind.into(),

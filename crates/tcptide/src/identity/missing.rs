@@ -1,6 +1,6 @@
 //! What was looked for and not found: looked for again after a while only.
 
-use std::collections::HashMap;
+use std::collections::{HashSet, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -11,33 +11,34 @@ pub(super) const MOST_MISSING: usize = 4096;
 
 /// See the module.
 pub(super) struct Missing<K> {
-    asked: HashMap<K, Instant>,
+    noted: HashSet<K>,
+    /// The same, with the times when they were noted: the oldest first.
+    in_order: VecDeque<(Instant, K)>,
 }
 
-impl<K: Hash + Eq> Missing<K> {
+impl<K: Hash + Eq + Clone> Missing<K> {
     pub(super) fn new() -> Self {
-        Self { asked: HashMap::new() }
+        Self { noted: HashSet::new(), in_order: VecDeque::new() }
     }
 
     /// Notes that `key` is missing. Whether to look for it: not if it was lately, nor when too much is missing.
     pub(super) fn note(&mut self, key: K, now: Instant) -> bool {
-        let lately = |asked: &Instant| now.saturating_duration_since(*asked) < MISSING_FOR;
-        if self.asked.get(&key).is_some_and(lately) {
-            return false;
+        while let Some((at, old)) = self.in_order.front()
+            && now.saturating_duration_since(*at) >= MISSING_FOR
+        {
+            self.noted.remove(old);
+            self.in_order.pop_front();
         }
-        if self.asked.len() >= MOST_MISSING {
-            self.asked.retain(|_, asked| lately(asked));
+        let is_new = self.noted.len() < MOST_MISSING && self.noted.insert(key.clone());
+        if is_new {
+            self.in_order.push_back((now, key));
         }
-        let room = self.asked.len() < MOST_MISSING;
-        if room {
-            self.asked.insert(key, now);
-        }
-        room
+        is_new
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.asked.len()
+        self.noted.len()
     }
 }
 

@@ -1,9 +1,10 @@
 //! Which container a cgroup id stands for: the live directory.
 //!
 //! The path of the cgroup says most ([`model::container`]); Docker, Podman, and containerd and CRI-O by CRI,
-//! where they run, add names, images, labels and pods. Looking up never waits: what is not known yet is told
-//! as `cgroup:<id>`, and told better once it is known.
+//! where they run, add names, images, labels, annotations and pods. Looking up never waits: what is not known
+//! yet is told as `cgroup:<id>`, and told better once it is known.
 
+mod asking;
 mod cgroups;
 mod cri;
 mod docker;
@@ -15,6 +16,8 @@ mod lingering;
 mod missing;
 mod registry;
 mod runtime;
+#[cfg(test)]
+mod watched;
 
 use std::collections::HashSet;
 use std::fs;
@@ -220,6 +223,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::fake_cri::{Call, FakeCri};
     use super::fake_runtime::{FakeRuntime, container, event};
     use super::*;
 
@@ -325,16 +329,34 @@ mod tests {
     fn resolving_does_not_wait_for_a_silent_runtime() {
         let host = Host::new();
         let web = host.make(&format!("docker/{WEB}"));
-        let fake = FakeRuntime::start();
-        fake.hang();
+        let (docker, cri) = (FakeRuntime::start(), FakeCri::start());
+        docker.hang();
+        cri.hang_at(Call::Version);
         let begun = Instant::now();
-        let directory = host.directory(vec![fake.socket()]);
+        let directory = host.directory(vec![docker.socket(), cri.socket()]);
         for _ in 0..1000 {
             assert_eq!(directory.resolve(web).name, "3f4d9a1be0c7");
         }
         assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
         directory.settle(Duration::from_millis(10));
-        assert_eq!(directory.statuses()[0].state, RuntimeState::Starting);
+        let states = directory.statuses().into_iter().map(|status| status.state);
+        assert!(states.into_iter().all(|state| state == RuntimeState::Starting));
+    }
+
+    #[test]
+    fn a_storm_of_containers_does_not_wait_for_a_runtime_that_falls_silent() {
+        let host = Host::new();
+        let cri = FakeCri::start();
+        let directory = host.directory(vec![cri.socket()]);
+        directory.settle(Duration::from_secs(20));
+        assert!(matches!(directory.statuses()[0].state, RuntimeState::Connected { .. }));
+        cri.hang_at(Call::Containers);
+        let begun = Instant::now();
+        for id in 1..=10_000 {
+            directory.cgroup_added(id, &format!("/kubepods/podu-1/{id:064x}"));
+            assert_eq!(directory.resolve(id).name, format!("{id:064x}")[..12]);
+        }
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     }
 
     #[test]

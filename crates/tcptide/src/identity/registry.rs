@@ -1,19 +1,20 @@
 //! What the runtimes' APIs said of their containers: written by the thread that talks to them, read by
 //! everyone else. Locks are held for single lookups and updates only, never while waiting for an answer.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use model::container::Metadata;
-use tokio::sync::watch;
+use model::container::{Labels, Metadata};
+use tokio::sync::broadcast;
 
+use super::asking::MOST_WAITING;
 use super::lingering::{CAPACITY, GRACE, Lingering};
-use super::missing::{MOST_MISSING, Missing};
+use super::missing::Missing;
 
-/// The most bytes of labels kept of all containers; what comes later is kept without its labels.
+/// The most bytes of labels and annotations kept of all containers; what comes later is kept without its annotations,
+/// and without its labels where those have no room either.
 const MOST_LABEL_BYTES: usize = 64 << 20;
 
 /// How the conversation with one runtime goes.
@@ -66,17 +67,8 @@ pub(super) struct Registry {
     answered: Condvar,
     /// Ids of containers that no runtime told of.
     missing: Mutex<Missing<String>>,
-    /// Those that were asked for; wakes who can look for them.
-    wanted: watch::Sender<Wanted>,
-}
-
-/// Containers that were asked for.
-#[derive(Default)]
-pub(super) struct Wanted {
-    /// How many ever.
-    count: u64,
-    /// The latest.
-    ids: VecDeque<String>,
+    /// Tells who can ask a runtime for one container of those.
+    wanted: broadcast::Sender<String>,
 }
 
 impl Registry {
@@ -88,7 +80,7 @@ impl Registry {
             runtimes: Mutex::new(sockets.into_iter().map(|path| (path, RuntimeState::Starting)).collect()),
             answered: Condvar::new(),
             missing: Mutex::new(Missing::new()),
-            wanted: watch::Sender::new(Wanted::default()),
+            wanted: broadcast::Sender::new(MOST_WAITING),
         }
     }
 
@@ -98,39 +90,22 @@ impl Registry {
         containers.by_id.get(&id.to_owned()).map(|told| told.metadata.clone())
     }
 
-    /// Has the runtimes that tell of nothing by themselves asked for a container that no one told of, unless
-    /// they were lately. Does not wait for the answer.
+    /// Has the runtimes that can be asked for one container asked for one that no one told of, unless they were lately.
+    /// Does not wait for the answer.
     pub(super) fn ask_for(&self, id: &str) {
         if self.wanted.receiver_count() == 0 {
             return;
         }
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if missing.note(id.to_owned(), Instant::now()) {
-            self.wanted.send_modify(|wanted| {
-                wanted.count += 1;
-                wanted.ids.push_back(id.to_owned());
-                if wanted.ids.len() > MOST_MISSING {
-                    wanted.ids.pop_front();
-                }
-            });
+            // Fails when the last one left a moment ago: the next one begins with a list of all.
+            self.wanted.send(id.to_owned()).ok();
         }
     }
 
-    /// Changes whenever a container is asked for.
-    pub(super) fn wanted(&self) -> watch::Receiver<Wanted> {
+    /// The ids of containers that are asked for from now on.
+    pub(super) fn wanted(&self) -> broadcast::Receiver<String> {
         self.wanted.subscribe()
-    }
-
-    /// How many containers were asked for so far.
-    pub(super) fn asked(&self) -> u64 {
-        self.wanted.borrow().count
-    }
-
-    /// Whether one of those that were asked for after the first `before` is still not known.
-    pub(super) fn is_wanted(&self, before: u64) -> bool {
-        let wanted = self.wanted.borrow();
-        let later = usize::try_from(wanted.count.saturating_sub(before)).unwrap_or(usize::MAX);
-        wanted.ids.iter().rev().take(later).any(|id| self.metadata(id).is_none())
     }
 
     /// The count of changes so far.
@@ -222,13 +197,16 @@ impl Containers {
     /// Returns whether a reader would be told something else than before.
     fn insert(&mut self, source: usize, id: String, mut metadata: Metadata, now: Instant) -> bool {
         let before = self.by_id.get(&id);
+        let room = MOST_LABEL_BYTES - self.label_bytes + before.map_or(0, |told| label_bytes(&told.metadata));
+        if label_bytes(&metadata) > room {
+            metadata.annotations = Labels::default();
+        }
+        if label_bytes(&metadata) > room {
+            metadata.labels = Labels::default();
+        }
         let known = before.is_some_and(|told| told.source == source && *told.metadata == metadata);
         if known && self.by_id.is_live(&id) {
             return false;
-        }
-        let freed = before.map_or(0, |told| label_bytes(&told.metadata));
-        if self.label_bytes - freed + label_bytes(&metadata) > MOST_LABEL_BYTES {
-            metadata.labels.clear();
         }
         let needed = label_bytes(&metadata);
         let total = &mut self.label_bytes;
@@ -254,9 +232,14 @@ impl Containers {
     }
 }
 
-/// The bytes that the labels of one container hold.
+/// The bytes that the labels and annotations of one container hold.
 fn label_bytes(metadata: &Metadata) -> usize {
-    metadata.labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+    metadata
+        .labels
+        .iter()
+        .chain(metadata.annotations.iter())
+        .map(|(key, value)| key.len() + value.len())
+        .sum()
 }
 
 /// Whether two paths lead to the same socket.
@@ -308,16 +291,22 @@ mod tests {
     fn labels_have_a_budget() {
         let registry = Registry::new(vec!["/a".into()]);
         let big = |n: usize| {
-            let labels = (0..64).map(|key| (format!("{n}-{key}"), "v".repeat(4096)));
-            Metadata::new(Some(format!("c{n}")), None, labels)
+            let many = || (0..64).map(|key| (format!("{n}-{key}"), "v".repeat(4096)));
+            Metadata::new(Some(format!("c{n}")), None, many().take(32)).annotated(many())
         };
+        let kept = |id: &str| registry.metadata(id).map(|told| (told.labels.len(), told.annotations.len()));
         for n in 0..300 {
             registry.insert(0, n.to_string(), big(n));
+            assert!(registry.containers.read().unwrap().label_bytes <= MOST_LABEL_BYTES);
         }
-        assert!(registry.containers.read().unwrap().label_bytes <= MOST_LABEL_BYTES);
-        assert_eq!(registry.metadata("0").unwrap().labels.len(), 64);
-        assert_eq!(registry.metadata("299").unwrap().labels.len(), 0);
+        let few: Vec<_> =
+            (0..300).filter_map(|n| kept(&n.to_string())).filter(|kept| *kept == (32, 0)).collect();
+        assert!(!few.is_empty(), "labels are kept for longer than annotations");
+        assert_eq!((kept("0"), kept("299")), (Some((32, 64)), Some((0, 0))));
         assert_eq!(name(&registry, "299").as_deref(), Some("c299"));
+        let generation = registry.generation();
+        registry.insert(0, "299".into(), big(299));
+        assert_eq!(registry.generation(), generation, "nothing else is told than before");
         for n in 0..300 {
             registry.insert(0, n.to_string(), named("small"));
         }

@@ -27,10 +27,8 @@ pub(super) struct Timing {
     pub(super) retry: Duration,
     /// Before a new try at most, reached by doubling.
     pub(super) longest_retry: Duration,
-    /// Between full lists on a connection that works, in case an event got lost.
+    /// Between full lists on a connection that works, in case something got lost.
     pub(super) relist: Duration,
-    /// Between lists at least, however often containers turn up that a runtime without events did not tell of.
-    pub(super) least_relist: Duration,
 }
 
 impl Default for Timing {
@@ -40,7 +38,6 @@ impl Default for Timing {
             retry: Duration::from_secs(1),
             longest_retry: Duration::from_secs(30),
             relist: Duration::from_secs(300),
-            least_relist: Duration::from_secs(1),
         }
     }
 }
@@ -186,13 +183,6 @@ impl Watcher {
         }
     }
 
-    pub(super) fn relist_timer(&self) -> Interval {
-        let mut timer = interval(self.timing.relist);
-        timer.reset();
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        timer
-    }
-
     /// Waits for one answer, at most for the time that a request has.
     pub(super) async fn answer<T, E: Into<anyhow::Error>>(
         &self,
@@ -206,59 +196,24 @@ impl Watcher {
     }
 }
 
+/// Ticks after each `period`, not at once.
+pub(super) fn every(period: Duration) -> Interval {
+    let mut timer = interval(period);
+    timer.reset();
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use serde_json::json;
 
-    use k8s_cri::v1::ContainerEventType;
-
-    use super::super::fake_cri::{self, FakeCri, pod};
+    use super::super::fake_cri::FakeCri;
     use super::super::fake_runtime::{FakeRuntime, container, event};
+    use super::super::watched::{QUICK, Watched, is_failed};
     use super::*;
-
-    const QUICK: Timing = Timing {
-        request: Duration::from_millis(300),
-        retry: Duration::from_millis(20),
-        longest_retry: Duration::from_millis(100),
-        relist: Duration::from_secs(300),
-        least_relist: Duration::from_millis(10),
-    };
-
-    struct Watched {
-        registry: Arc<Registry>,
-        _keep: Option<oneshot::Sender<()>>,
-    }
-
-    impl Watched {
-        fn start(sockets: Vec<PathBuf>, timing: Timing) -> Self {
-            let registry = Arc::new(Registry::new(sockets));
-            let keep = start(registry.clone(), timing).unwrap();
-            Self { registry, _keep: keep }
-        }
-
-        fn state(&self) -> RuntimeState {
-            self.registry.statuses()[0].state.clone()
-        }
-
-        fn name(&self, id: &str) -> Option<String> {
-            self.registry.metadata(id)?.name.clone()
-        }
-
-        /// Waits for something that must come true soon.
-        fn until(&self, what: &str, true_yet: impl Fn(&Self) -> bool) {
-            let begun = Instant::now();
-            while !true_yet(self) {
-                assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", self.registry.statuses());
-                thread::sleep(Duration::from_millis(5));
-            }
-        }
-    }
-
-    fn is_failed(watched: &Watched, text: &str) -> bool {
-        matches!(watched.state(), RuntimeState::Failed(error) if error.contains(text))
-    }
 
     #[test]
     fn listed_containers_are_named() {
@@ -399,146 +354,10 @@ mod tests {
     }
 
     #[test]
-    fn pods_and_containers_are_named_over_cri() {
-        let fake = FakeCri::start();
-        let mut long = fake_cri::container("ccc", "long", "sss");
-        long.labels.insert("long".to_owned(), "x".repeat(65_536));
-        let lonely = fake_cri::container("ddd", "lonely", "gone");
-        fake.list(vec![pod("sss", "shop")], vec![fake_cri::container("bbb", "web", "sss"), long, lonely]);
-        let watched = Watched::start(vec![fake.socket()], QUICK);
-        watched.registry.settle(Duration::from_secs(20));
-        assert_eq!(watched.state(), RuntimeState::Connected { server: "containerd 1.6.20".into() });
-        let web = watched.registry.metadata("bbb").unwrap();
-        assert_eq!((web.name.as_deref(), web.image.as_deref()), (Some("web"), Some("nginx:1")));
-        assert_eq!((web.pod.as_deref(), web.namespace.as_deref()), (Some("shop"), Some("prod")));
-        assert_eq!((web.pod_uid.as_deref(), &*web.labels["tier"]), (Some("uid-of-shop"), "front"));
-        let sandbox = watched.registry.metadata("sss").unwrap();
-        assert_eq!((sandbox.name.as_deref(), sandbox.pod.as_deref()), (Some("POD"), Some("shop")));
-        assert_eq!(watched.registry.metadata("ccc").unwrap().labels["long"].len(), 4096);
-        assert_eq!(watched.registry.metadata("ddd").unwrap().pod, None);
-        assert_eq!(watched.registry.statuses()[0].containers, 4);
-    }
-
-    #[test]
-    fn without_events_an_unknown_container_is_asked_for() {
-        let fake = FakeCri::start();
-        let timing = Timing { least_relist: Duration::from_millis(400), ..QUICK };
-        let watched = Watched::start(vec![fake.socket()], timing);
-        watched.registry.settle(Duration::from_secs(20));
-        let begun = Instant::now();
-        fake.list(vec![pod("sss", "shop")], vec![fake_cri::container("bbb", "web", "sss")]);
-        for n in 0..1000 {
-            watched.registry.ask_for(&format!("unknown-{n}"));
-        }
-        watched.registry.ask_for("bbb");
-        watched.until("asked again", |watched| watched.name("bbb").is_some());
-        assert!(begun.elapsed() >= Duration::from_millis(300), "not before its time");
-        thread::sleep(Duration::from_millis(600));
-        assert!(fake.lists() <= 3, "{} lists", fake.lists());
-        let lists = fake.lists();
-        watched.registry.ask_for("bbb");
-        thread::sleep(Duration::from_millis(600));
-        assert_eq!(fake.lists(), lists, "what was not found is left alone");
-    }
-
-    #[test]
-    fn cri_events_name_and_remove() {
-        let fake = FakeCri::with_events();
-        let watched = Watched::start(vec![fake.socket()], QUICK);
-        watched.registry.settle(Duration::from_secs(20));
-        fake.event(&fake_cri::event(ContainerEventType::ContainerCreatedEvent, "bbb", "web"));
-        watched.until("created", |watched| watched.name("bbb").as_deref() == Some("web"));
-        assert_eq!(watched.registry.metadata("bbb").unwrap().pod.as_deref(), Some("shop"));
-        assert_eq!(watched.name("other"), None, "an event is of one container");
-        fake.event(&fake_cri::event(ContainerEventType::ContainerStartedEvent, "sss", ""));
-        watched.until("started", |watched| watched.name("sss").as_deref() == Some("POD"));
-        fake.event(&fake_cri::event(ContainerEventType::ContainerStoppedEvent, "bbb", "web"));
-        fake.event(&fake_cri::event(ContainerEventType::ContainerDeletedEvent, "bbb", "web"));
-        watched.until("removed", |watched| watched.registry.statuses()[0].containers == 1);
-        assert_eq!(watched.name("bbb").as_deref(), Some("web"), "named until its grace ends");
-        assert_eq!(fake.lists(), 1);
-    }
-
-    #[test]
-    fn a_silent_cri_server_is_given_up() {
-        let fake = FakeCri::start();
-        fake.hang();
-        let watched = Watched::start(vec![fake.socket()], QUICK);
-        watched.registry.settle(Duration::from_secs(20));
-        assert!(is_failed(&watched, "no answer within 300ms"), "{:?}", watched.state());
-    }
-
-    #[test]
-    fn a_cri_server_that_falls_silent_is_noticed() {
-        let fake = FakeCri::start();
-        let watched = Watched::start(vec![fake.socket()], QUICK);
-        watched.registry.settle(Duration::from_secs(20));
-        assert!(matches!(watched.state(), RuntimeState::Connected { .. }), "{:?}", watched.state());
-        fake.hang();
-        watched.until("noticed", |watched| is_failed(watched, "no answer within 300ms"));
-    }
-
-    #[test]
-    fn a_cri_runtime_may_come_go_and_return() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("crio.sock");
-        let watched = Watched::start(vec![socket.clone()], QUICK);
-        watched.registry.settle(Duration::from_secs(20));
-        assert_eq!(watched.state(), RuntimeState::Absent);
-        let fake = FakeCri::start_at(&socket);
-        fake.list(Vec::new(), vec![fake_cri::container("bbb", "web", "sss")]);
-        watched.until("came", |watched| {
-            watched.registry.ask_for("bbb");
-            watched.name("bbb").is_some()
-        });
-        drop(fake);
-        watched.until("went", |watched| watched.state() == RuntimeState::Absent);
-        assert_eq!(watched.name("bbb").as_deref(), Some("web"));
-        let fake = FakeCri::start_at(&socket);
-        fake.list(Vec::new(), vec![fake_cri::container("eee", "again", "sss")]);
-        watched.until("returned", |watched| {
-            watched.registry.ask_for("eee");
-            watched.name("eee").is_some()
-        });
-        drop(fake);
-    }
-
-    #[test]
-    fn ten_thousand_containers_over_cri() {
-        let fake = FakeCri::start();
-        let of = |n: usize| {
-            let mut one = fake_cri::container(&format!("id{n}"), &format!("c{n}"), "sss");
-            // Each as long as the kubelet's own are: more than gRPC's usual limit of 4 MiB in all.
-            one.annotations.insert("spec".to_owned(), "x".repeat(2000));
-            one
-        };
-        fake.list(vec![pod("sss", "shop")], (0..10_000).map(of).collect());
-        let timing =
-            Timing { request: Duration::from_secs(15), longest_retry: Duration::from_secs(30), ..QUICK };
-        let watched = Watched::start(vec![fake.socket()], timing);
-        watched.registry.settle(Duration::from_secs(20));
-        assert_eq!(watched.registry.statuses()[0].containers, 10_001, "{:?}", watched.state());
-        assert_eq!(watched.name("id9999").as_deref(), Some("c9999"));
-    }
-
-    #[test]
-    fn an_answer_without_end_is_refused() {
-        let fake = FakeCri::start();
-        let mut one = fake_cri::container("bbb", "web", "sss");
-        one.annotations.insert("spec".to_owned(), "x".repeat(super::super::cri::LONGEST_ANSWER));
-        fake.list(Vec::new(), vec![one]);
-        let watched =
-            Watched::start(vec![fake.socket()], Timing { request: Duration::from_secs(15), ..QUICK });
-        watched.registry.settle(Duration::from_secs(20));
-        assert!(is_failed(&watched, "asking for its containers"), "{:?}", watched.state());
-        assert!(is_failed(&watched, "too large"), "{:?}", watched.state());
-    }
-
-    #[test]
     fn a_socket_by_another_name_is_asked_in_both_ways() {
         let directory = tempfile::tempdir().unwrap();
         let [cri, docker] = ["cri", "docker"].map(|name| directory.path().join(name));
-        let (fake_cri, fake_docker) = (FakeCri::start_at(&cri), FakeRuntime::start_at(&docker));
+        let (fake_cri, fake_docker) = (FakeCri::start_at(&cri, Vec::new()), FakeRuntime::start_at(&docker));
         let watched = Watched::start(vec![cri, docker], QUICK);
         watched.registry.settle(Duration::from_secs(20));
         let states: Vec<_> = watched.registry.statuses().into_iter().map(|status| status.state).collect();

@@ -6,7 +6,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
@@ -17,9 +16,7 @@ use k8s_cri::v1::{
     StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use tempfile::TempDir;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tonic::transport::{Channel, Endpoint};
 
 use super::{IMAGE, folder, image, remove_cgroup_tree, remove_folder};
 use crate::netns::Netns;
@@ -191,6 +188,9 @@ impl Containerd {
                 namespace: namespace.to_owned(),
                 attempt: 0,
             }),
+            annotations: [("of", "the pod"), ("pod", name)]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
             linux: Some(linux),
             ..PodSandboxConfig::default()
         };
@@ -211,6 +211,7 @@ impl Containerd {
             image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
             command: args.iter().map(|&arg| arg.to_owned()).collect(),
             labels: [("story".to_owned(), name.to_owned())].into(),
+            annotations: [("of".to_owned(), "the container".to_owned())].into(),
             linux: Some(LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
             ..ContainerConfig::default()
         };
@@ -264,14 +265,8 @@ impl Containerd {
         request: impl AsyncFn(Channel) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T> {
         self.api.block_on(async {
-            let socket = self.socket.clone();
-            let connector = service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            });
-            let endpoint = Endpoint::from_static("http://localhost");
-            let channel =
-                endpoint.connect_with_connector(connector).await.context("connecting to containerd")?;
+            let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket.display()))?;
+            let channel = endpoint.connect().await.context("connecting to containerd")?;
             let answer =
                 tokio::time::timeout(PATIENCE, request(channel)).await.context("waiting for containerd")?;
             answer
