@@ -25,25 +25,26 @@ const NO_LABELS: [&str; 8] =
     ["image", "name", "oldName", "exitCode", "containerExitCode", "signal", "execID", "podId"];
 
 impl Watcher {
-    /// Docker or Podman, and its name and version.
+    /// Docker or Podman, once its containers are listed, and when that began, in seconds.
     ///
     /// # Errors
     /// When the socket does not answer as Docker does.
-    pub(super) async fn docker(&self, socket: &Path) -> anyhow::Result<(Docker, String)> {
+    pub(super) async fn docker(&self, socket: &Path) -> anyhow::Result<(Docker, u64)> {
         let docker = connect(socket, self.timing.request)?;
-        let server = self.server(&docker).await?;
-        Ok((docker, server))
-    }
-
-    /// Keeps what `server` tells, until it no longer does.
-    ///
-    /// # Errors
-    /// What was tried and what came of it.
-    pub(super) async fn watch_docker(&self, docker: &Docker, server: String) -> anyhow::Result<Infallible> {
         // A second earlier: the clock of events has whole seconds.
         let since =
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().saturating_sub(1);
-        self.list(docker).await?;
+        self.list(&docker).await?;
+        Ok((docker, since))
+    }
+
+    /// Keeps what the runtime tells of what happened after `since`, until it no longer does.
+    ///
+    /// # Errors
+    /// What was tried and what came of it.
+    pub(super) async fn watch_docker(&self, docker: &Docker, since: u64) -> anyhow::Result<Infallible> {
+        // Not before the list: Podman runs programs to tell it, for seconds on a busy host.
+        let server = self.server(docker).await?;
         self.registry.set_state(self.source, RuntimeState::Connected { server });
         self.listen(docker, since).await
     }

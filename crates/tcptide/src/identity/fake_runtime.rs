@@ -32,16 +32,17 @@ pub(super) struct FakeRuntime {
 impl FakeRuntime {
     pub(super) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self::bind(&directory.path().join("docker.sock"), Some(directory))
+        Self::bind(&directory.path().join("docker.sock"), Some(directory), &json!([]))
     }
 
-    pub(super) fn start_at(socket: &Path) -> Self {
-        Self::bind(socket, None)
+    pub(super) fn start_at(socket: &Path, containers: &Value) -> Self {
+        Self::bind(socket, None, containers)
     }
 
-    fn bind(socket: &Path, directory: Option<tempfile::TempDir>) -> Self {
+    fn bind(socket: &Path, directory: Option<tempfile::TempDir>, containers: &Value) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
-        let behaviour = Arc::new(Mutex::new(Behaviour { list: "[]".to_owned(), ..Behaviour::default() }));
+        let behaviour =
+            Arc::new(Mutex::new(Behaviour { list: containers.to_string(), ..Behaviour::default() }));
         let shared = behaviour.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -116,6 +117,9 @@ fn serve(mut stream: UnixStream, behaviour: &Mutex<Behaviour>) {
     let headers_end = lines.map_while(Result::ok).any(|line| line.is_empty());
     assert!(headers_end, "a whole request");
     let mut behaviour = behaviour.lock().unwrap();
+    if behaviour.ended {
+        return;
+    }
     behaviour.connections += 1;
     if behaviour.hang {
         behaviour.hanging.push(stream);

@@ -164,15 +164,15 @@ impl Watcher {
     async fn talk(&self, socket: &Path) -> anyhow::Result<Infallible> {
         match Api::of(socket) {
             Some(Api::Docker) => {
-                let (docker, server) = self.docker(socket).await?;
-                self.watch_docker(&docker, server).await
+                let (docker, since) = self.docker(socket).await?;
+                self.watch_docker(&docker, since).await
             }
             Some(Api::Cri) => {
                 let (cri, server) = self.cri(socket).await?;
                 self.watch_cri(cri, server).await
             }
             None => match self.docker(socket).await {
-                Ok((docker, server)) => self.watch_docker(&docker, server).await,
+                Ok((docker, since)) => self.watch_docker(&docker, since).await,
                 Err(not_docker) => {
                     let found = self.cri(socket).await;
                     let (cri, server) = found
@@ -304,16 +304,14 @@ mod tests {
         watched.registry.settle(Duration::from_secs(20));
         assert_eq!(watched.state(), RuntimeState::Absent);
 
-        let fake = FakeRuntime::start_at(&socket);
-        fake.list(&json!([container("bbb", "/web")]));
+        let fake = FakeRuntime::start_at(&socket, &json!([container("bbb", "/web")]));
         watched.until("came", |watched| watched.name("bbb").is_some());
 
         drop(fake);
         watched.until("went", |watched| watched.state() == RuntimeState::Absent);
         assert_eq!(watched.name("bbb").as_deref(), Some("web"));
 
-        let fake = FakeRuntime::start_at(&socket);
-        fake.list(&json!([container("eee", "/again")]));
+        let _fake = FakeRuntime::start_at(&socket, &json!([container("eee", "/again")]));
         watched.until("returned", |watched| watched.name("eee").is_some());
         assert_eq!(watched.registry.statuses()[0].containers, 1, "the first one is gone");
     }
@@ -357,7 +355,8 @@ mod tests {
     fn a_socket_by_another_name_is_asked_in_both_ways() {
         let directory = tempfile::tempdir().unwrap();
         let [cri, docker] = ["cri", "docker"].map(|name| directory.path().join(name));
-        let (fake_cri, fake_docker) = (FakeCri::start_at(&cri, Vec::new()), FakeRuntime::start_at(&docker));
+        let (fake_cri, fake_docker) =
+            (FakeCri::start_at(&cri, Vec::new()), FakeRuntime::start_at(&docker, &json!([])));
         let watched = Watched::start(vec![cri, docker], QUICK);
         watched.registry.settle(Duration::from_secs(20));
         let states: Vec<_> = watched.registry.statuses().into_iter().map(|status| status.state).collect();
