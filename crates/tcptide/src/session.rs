@@ -339,9 +339,13 @@ impl Session {
     pub(crate) fn name_peers(&self, connections: &mut [&mut Connection]) {
         let now = clock().monotonic_ns;
         let of = |c: &Connection| self.peer_name(&c.container, c.peer.address, now);
-        connections.iter().for_each(|c| drop(of(c)));
+        for connection in &*connections {
+            of(connection);
+        }
         self.settle_names();
-        connections.iter_mut().for_each(|c| c.peer.name = of(c));
+        for connection in connections {
+            connection.peer.name = of(connection);
+        }
     }
 
     /// The cookie of its socket.

@@ -120,7 +120,7 @@ pub(crate) struct Edges {
     ended: VecDeque<(Instant, u64)>,
     /// And those whose numbers are to be forgotten.
     gone: VecDeque<(Instant, Starts, u64)>,
-    edges: Vec<Option<Edge>>,
+    slots: Vec<Option<Edge>>,
     free: Vec<usize>,
     by_key: HashMap<Key, usize>,
     /// Connections that found no edge of their own.
@@ -137,7 +137,7 @@ impl Edges {
             sockets: HashMap::new(),
             ended: VecDeque::new(),
             gone: VecDeque::new(),
-            edges: Vec::new(),
+            slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
             folded: 0,
@@ -236,7 +236,7 @@ impl Edges {
     fn finish(&mut self, cookie: u64, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) {
         let Some(socket) = self.sockets.remove(&cookie) else { return };
         let edge = socket.edge.unwrap_or_else(|| self.edge_of(&socket, owner, name));
-        if let Some(Some(edge)) = self.edges.get_mut(edge) {
+        if let Some(Some(edge)) = self.slots.get_mut(edge) {
             edge.ended.add(&socket.counts);
         }
         if let Some(starts) = socket.starts {
@@ -266,19 +266,19 @@ impl Edges {
             socket.edge = Some(self.edge_of(&socket, owner, name));
             self.sockets.insert(cookie, socket);
         }
-        for edge in self.edges.iter_mut().flatten() {
+        for edge in self.slots.iter_mut().flatten() {
             edge.now = EdgeNow::default();
         }
-        let mut live = vec![EdgeCounts::default(); self.edges.len()];
+        let mut live = vec![EdgeCounts::default(); self.slots.len()];
         for socket in self.sockets.values() {
             let Some(at) = socket.edge else { continue };
             live[at].add(&socket.counts);
-            if let (Some(edge), false) = (&mut self.edges[at], socket.has_ended) {
+            if let (Some(edge), false) = (&mut self.slots[at], socket.has_ended) {
                 edge.now.add(&socket.now);
             }
         }
         self.drop_those_without(containers);
-        let edges = self.edges.iter().zip(live);
+        let edges = self.slots.iter().zip(live);
         edges
             .filter_map(|(edge, live)| {
                 let edge = edge.as_ref()?;
@@ -304,7 +304,7 @@ impl Edges {
     fn drop_those_without(&mut self, containers: &[Sample]) {
         let shown: BTreeSet<&Labels> = containers.iter().map(|sample| &sample.labels).collect();
         let used: BTreeSet<usize> = self.sockets.values().filter_map(|socket| socket.edge).collect();
-        for (at, slot) in self.edges.iter_mut().enumerate() {
+        for (at, slot) in self.slots.iter_mut().enumerate() {
             if let Some(edge) = slot
                 && !shown.contains(&edge.key.near)
                 && !used.contains(&at)
@@ -347,10 +347,10 @@ impl Edges {
             now: EdgeNow::default(),
         };
         let at = self.free.pop().unwrap_or_else(|| {
-            self.edges.push(None);
-            self.edges.len() - 1
+            self.slots.push(None);
+            self.slots.len() - 1
         });
-        self.edges[at] = Some(edge);
+        self.slots[at] = Some(edge);
         self.by_key.insert(key, at);
         at
     }
@@ -487,41 +487,42 @@ mod tests {
         ) {
             let mut edges = Edges::new(most);
             let mut now = Instant::now();
-            let mut sent: HashMap<u64, u64> = HashMap::new();
-            let mut next = 0;
-            let mut cookies: HashMap<u64, u64> = HashMap::new();
+            // By what is told apart: the cookie of the connection that is there, and what it sent.
+            let mut live: HashMap<u64, (u64, u64)> = HashMap::new();
+            let mut ended = 0;
+            let mut last_cookie = 0;
             let mut before: HashMap<String, u64> = HashMap::new();
+            let record = |which: u64, cookie, event, sent| record::Connection {
+                peer_address: std::array::from_fn(|at| if at == 15 { which as u8 } else { 0 }),
+                ..socket(cookie, 1 + which % 3, event, sent)
+            };
             for (which, step, bytes) in steps {
-                let cookie = *cookies.entry(which).or_insert_with(|| { next += 2; next + which % 2 });
-                let cgroup = 1 + which % 3;
-                let mut r = socket(cookie, cgroup, ROW, 0);
-                r.peer_address[15] = which as u8;
-                match step {
-                    0 => { r.event = EVENT_ESTABLISHED as u8; if !sent.contains_key(&cookie) { edges.event(&r); sent.insert(cookie, 0); } }
-                    1 => {
-                        *sent.entry(cookie).or_default() += bytes;
-                        r.since.sent_bytes = sent[&cookie];
-                        r.event = EVENT_CLOSE as u8;
-                        edges.event(&r);
-                        cookies.remove(&which);
-                    }
-                    _ => {
-                        edges.begin_walk();
-                        *sent.entry(cookie).or_default() += bytes;
-                        for (which, cookie) in &cookies {
-                            let mut r = socket(*cookie, 1 + which % 3, ROW, sent.get(cookie).copied().unwrap_or(0));
-                            r.peer_address[15] = *which as u8;
-                            if sent.contains_key(cookie) { edges.row(&r); }
-                        }
-                        now += Duration::from_secs(bytes % 4);
-                        let all = shown(&mut edges, now, &[1, 2, 3]);
-                        let total: u64 = all.iter().map(|one| one.3).sum();
-                        prop_assert_eq!(total, sent.values().sum::<u64>(), "{:?}", all);
-                        for (labels, _, _, sent) in all {
-                            let known = before.insert(labels, sent).unwrap_or(0);
-                            prop_assert!(known <= sent);
-                        }
-                    }
+                let is_new = !live.contains_key(&which);
+                let (cookie, sent) = live.entry(which).or_insert_with(|| {
+                    last_cookie += 2;
+                    (last_cookie + which % 2, 0)
+                });
+                if is_new {
+                    edges.event(&record(which, *cookie, EVENT_ESTABLISHED, 0));
+                }
+                *sent += bytes;
+                if step == 0 {
+                    edges.event(&record(which, *cookie, EVENT_CLOSE, *sent));
+                    ended += *sent;
+                    live.remove(&which);
+                    continue;
+                }
+                edges.begin_walk();
+                for (which, (cookie, sent)) in &live {
+                    edges.row(&record(*which, *cookie, ROW, *sent));
+                }
+                now += Duration::from_secs(bytes % 4);
+                let all = shown(&mut edges, now, &[1, 2, 3]);
+                let total: u64 = all.iter().map(|one| one.3).sum();
+                let expected = ended + live.values().map(|(_, sent)| sent).sum::<u64>();
+                prop_assert_eq!(total, expected, "{:?}", all);
+                for (labels, _, _, sent) in all {
+                    prop_assert!(before.insert(labels, sent).unwrap_or(0) <= sent);
                 }
             }
             prop_assert!(edges.by_key.len() <= most + 6);

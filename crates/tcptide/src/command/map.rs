@@ -290,7 +290,9 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     picture.settle(&mut session, None);
     let mut edges = fold(picture.sorted(), args.max_edges as usize);
     if watches {
-        edges.iter_mut().for_each(|edge| edge.rates = Some(edge.rates_over(seconds)));
+        for edge in &mut edges {
+            edge.rates = Some(edge.rates_over(seconds));
+        }
     }
     session.filter = filter;
     match args.draw {

@@ -1,6 +1,6 @@
 //! What a DNS message says: the name that was asked for, and its addresses.
 
-use std::net::IpAddr;
+use std::{fmt::Write as _, net::IpAddr};
 
 use simple_dns::{CLASS, Packet, PacketFlag, RCODE, rdata::RData};
 
@@ -49,9 +49,9 @@ pub(super) fn read(message: &[u8]) -> Option<Answer> {
             _ => break,
         }
     }
-    let last = names.last()?;
+    let owner = names.last()?;
     let addresses =
-        packet.answers.iter().filter(|record| record.class == CLASS::IN && text(&record.name) == *last);
+        packet.answers.iter().filter(|record| record.class == CLASS::IN && text(&record.name) == *owner);
     let addresses = addresses.filter_map(|record| {
         let address: IpAddr = match &record.rdata {
             RData::A(a) => std::net::Ipv4Addr::from(a.address).into(),
@@ -75,7 +75,8 @@ fn text(name: &simple_dns::Name<'_>) -> String {
             match byte {
                 b'.' | b'\\' => text.extend(['\\', char::from(byte)]),
                 b'!'..=b'~' => text.push(char::from(byte.to_ascii_lowercase())),
-                _ => text.push_str(&format!("\\{byte:03}")),
+                // Writing into a string cannot fail.
+                _ => drop(write!(text, "\\{byte:03}")),
             }
         }
     }
