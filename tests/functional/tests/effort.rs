@@ -25,6 +25,8 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("used", 450, 2_500),
     ("cgroup_made", 60, 600),
     ("cgroup_removed", 60, 600),
+    ("dns_query", 120, 1_000),
+    ("dns_answer", 500, 3_000),
     ("adopt_files", 1_000, 5_500),
     ("adopt_namespace", 900, 4_500),
     ("walk", 28_000, 21_000),
