@@ -310,9 +310,14 @@ pub struct Ended {
 impl Reading {
     /// Starts `command` with its three standard streams as pipes.
     pub fn start(command: &mut Command) -> Result<Self> {
+        Self::start_with(command, Stdio::piped())
+    }
+
+    /// As [`start`](Self::start), with something else than a pipe for its stdin.
+    pub fn start_with(command: &mut Command, stdin: Stdio) -> Result<Self> {
         let line = shown(command);
         let mut child = command
-            .stdin(Stdio::piped())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -18,6 +18,9 @@ use super::lingering::{CAPACITY, GRACE, Lingering};
 struct Cgroup {
     path: Arc<str>,
     identity: Identity,
+    /// The id of the container's own cgroup, if that was there when this one was met. A path may be another's later: a
+    /// container that is started again has the path of the one before.
+    owner: Option<u64>,
     /// When it was first met.
     since: Instant,
     /// The owner as last told, with the generation of the metadata it was told from.
@@ -56,7 +59,9 @@ impl Cgroups {
         }
         let path: Arc<str> = path.into();
         let identity = container::identify(&path);
-        let cgroup = Cgroup { path: path.clone(), identity, since: now, told: Mutex::new(None) };
+        let owner =
+            if identity.container_path == *path { Some(id) } else { self.live_at(&identity.container_path) };
+        let cgroup = Cgroup { path: path.clone(), identity, owner, since: now, told: Mutex::new(None) };
         let by_path = &mut self.by_path;
         let forget = |id: u64, old: Cgroup| {
             if by_path.get(&old.path) == Some(&id) {
@@ -103,7 +108,7 @@ impl Cgroups {
         &self,
         id: u64,
         generation: u64,
-        metadata: impl FnOnce(&str) -> Option<Arc<Metadata>>,
+        metadata: impl Fn(&str) -> Option<Arc<Metadata>>,
     ) -> Option<Arc<Container>> {
         let cgroup = self.by_id.get(&id)?;
         let mut told = cgroup.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,12 +118,19 @@ impl Cgroups {
             return Some(container.clone());
         }
         let identity = cgroup.identity.clone();
-        let mut owner = id;
-        if identity.container_path != *cgroup.path {
-            owner = self.by_path.get(&*identity.container_path).copied().unwrap_or(id);
-        }
+        // What is at the path now is a removed one's owner no more.
+        let met_later = || self.by_id.is_live(&id).then(|| self.live_at(&identity.container_path)).flatten();
+        let owner = cgroup.owner.or_else(met_later).unwrap_or(id);
+        let inner = container::inside(&cgroup.path, &identity).map(|mut inner| {
+            let told = inner.id.as_deref().and_then(&metadata);
+            if let Some(name) = told.and_then(|told| told.name.clone()) {
+                inner.name = name;
+            }
+            Box::new(inner)
+        });
         let metadata = identity.id.as_deref().and_then(metadata);
-        let mut container = Arc::new(Container::new(owner, identity, metadata.as_deref()));
+        let mut container =
+            Arc::new(Container { inner, ..Container::new(owner, identity, metadata.as_deref()) });
         if let Some((_, before)) = &*told
             && *before == container
         {
@@ -126,6 +138,11 @@ impl Cgroups {
         }
         *told = Some((generation, container.clone()));
         Some(container)
+    }
+
+    /// The cgroup at this path now.
+    fn live_at(&self, path: &str) -> Option<u64> {
+        self.by_path.get(path).copied().filter(|id| self.by_id.is_live(id))
     }
 
     /// The ids of all cgroups that still exist.
@@ -219,6 +236,47 @@ mod tests {
         // Its own cgroup unknown, the container goes by the id that is known.
         cgroups.add(9, "/lxc.payload.web/init.scope", now);
         assert_eq!(told(&cgroups, 9).map(|container| container.cgroup_id), Some(9));
+    }
+
+    #[test]
+    fn a_container_in_a_container_is_told_beside_it() {
+        let mut cgroups = Cgroups::new();
+        let now = Instant::now();
+        let within = ID.replace('f', "0");
+        cgroups.add(7, &format!("/docker/{ID}"), now);
+        cgroups.add(8, &format!("/docker/{ID}/docker/{within}/init.scope"), now);
+        let metadata = |id: &str| {
+            let name = if id == ID { "node" } else { "app" };
+            Some(Arc::new(Metadata { name: Some(name.to_owned()), ..Metadata::default() }))
+        };
+        let whole = cgroups.container(7, 0, metadata).unwrap();
+        let part = cgroups.container(8, 0, metadata).unwrap();
+        assert_eq!((whole.name.as_str(), whole.inner.is_none()), ("node", true));
+        assert_eq!(part.whole(), whole);
+        let inner = part.inner.as_ref().unwrap();
+        assert_eq!((inner.name.as_str(), inner.id.as_ref()), ("app", Some(&within)));
+        assert_eq!(inner.cgroup_path, format!("/docker/{ID}/docker/{within}"));
+    }
+
+    #[test]
+    fn a_removed_cgroup_is_not_in_the_container_that_came_after() {
+        let mut cgroups = Cgroups::new();
+        let now = Instant::now();
+        let owner = |cgroups: &Cgroups, id| told(cgroups, id).map(|container| container.cgroup_id);
+        // Of 4 it is not known what it was in: that was met too late.
+        cgroups.add(4, "/lxc.payload.web/b", now);
+        cgroups.remove(4, now);
+        cgroups.add(2, "/lxc.payload.web", now);
+        cgroups.add(3, "/lxc.payload.web/a", now);
+        cgroups.add(5, "/lxc.payload.db/a", now);
+        for id in [3, 2] {
+            cgroups.remove(id, now);
+        }
+        cgroups.add(6, "/lxc.payload.web", now);
+        cgroups.add(7, "/lxc.payload.web/a", now);
+        cgroups.add(8, "/lxc.payload.db", now);
+        assert_eq!([3, 4, 5, 7].map(|id| owner(&cgroups, id)), [Some(2), Some(4), Some(8), Some(6)]);
+        assert_eq!(name(&cgroups, 3), name(&cgroups, 7));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! Every command is bounded in time and ends by itself, or at SIGTERM or SIGINT, with its counts.
 
 use std::io::{self, Read, stdin};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +17,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use functional::workload::{
     Churn, Client, Counts, Held, PingPong, Running, SMALLEST_FRAME, ServeOptions, Server, Stream, churn,
-    connections_per_process, ping_pong, speak, stream,
+    connections_per_process, pass, ping_pong, speak, stream,
 };
 use rustix::net::sockopt::{set_socket_reuseaddr, set_socket_reuseport};
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
@@ -46,6 +48,8 @@ enum Workload {
     Stream(StreamArgs),
     /// A request of so many bytes for each line of stdin, without answers, until stdin closes.
     Speak(Target),
+    /// Connect, pass the connection to another process, and end.
+    Pass(Pass),
     /// Ask a DNS server for the addresses of a name.
     Lookup(Lookup),
 }
@@ -66,8 +70,11 @@ struct Lookup {
 #[derive(Args)]
 struct Serve {
     /// Where to listen; port 0 takes any.
-    #[arg(long)]
-    listen: SocketAddr,
+    #[arg(long, required_unless_present = "inherited")]
+    listen: Option<SocketAddr>,
+    /// Serve on the listener that stdin is.
+    #[arg(long, conflicts_with_all = ["listen", "processes"])]
+    inherited: bool,
     /// Length of each answer in bytes; 0 for none [default: as long as the request].
     #[arg(long)]
     bytes_back: Option<u64>,
@@ -173,6 +180,15 @@ struct StreamArgs {
     no_answer: bool,
 }
 
+#[derive(Args)]
+struct Pass {
+    #[command(flatten)]
+    target: Target,
+    /// The Unix socket of who takes it.
+    #[arg(long)]
+    by: PathBuf,
+}
+
 impl Target {
     fn client(&self) -> Client {
         Client {
@@ -238,6 +254,7 @@ fn run(workload: Workload) -> Result<Counts> {
             let bytes_received = functional::dns::lookup(args.server, &args.name, args.tcp)?;
             Ok(Counts { requests: 1, bytes_received, ..Counts::default() })
         }
+        Workload::Pass(args) => pass(&args.target.client(), &args.by),
     }
 }
 
@@ -249,7 +266,10 @@ fn serve(args: &Serve) -> Result<Counts> {
         reuse_port: args.reuse_port,
         backlog: args.backlog,
     };
-    let server = Server::start(args.listen, options)?;
+    let server = match args.listen {
+        Some(address) => Server::start(address, options)?,
+        None => Server::on(inherited()?, options)?,
+    };
     for signal in [SIGTERM, SIGINT] {
         let stopper = server.stopper().context("duplicating the stop descriptor")?;
         signal_hook::low_level::pipe::register(signal, stopper).context("handling signals")?;
@@ -258,14 +278,19 @@ fn serve(args: &Serve) -> Result<Counts> {
     server.wait()
 }
 
+fn inherited() -> Result<TcpListener> {
+    Ok(stdin().as_fd().try_clone_to_owned().context("taking over the listener")?.into())
+}
+
 /// Serves with children that share a port, for more connections than one process may hold.
 fn serve_with_several(args: &Serve) -> Result<Counts> {
     // Bound but not listening, this socket keeps the port without ever getting a connection.
-    let family = if args.listen.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let listen = args.listen.context("nowhere to listen")?;
+    let family = if listen.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let keeper = socket(family, SocketType::STREAM, None).context("making a socket")?;
     set_socket_reuseaddr(&keeper, true)?;
     set_socket_reuseport(&keeper, true)?;
-    bind(&keeper, &args.listen).with_context(|| format!("binding {}", args.listen))?;
+    bind(&keeper, &listen).with_context(|| format!("binding {listen}"))?;
     let address = SocketAddr::try_from(getsockname(&keeper)?)?;
 
     let children = (0..args.processes).map(|_| {

@@ -16,12 +16,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod client;
+mod passing;
 mod running;
 mod server;
 
 pub use client::{
     Churn, Client, Held, PingPong, Stream, churn, connections_per_process, ping_pong, speak, stream,
 };
+pub use passing::{Taker, pass};
 pub use running::{Running, command, program};
 pub use server::{ServeOptions, Server};
 

@@ -1,7 +1,8 @@
 //! The program `workload` as a child of a story.
 
 use std::ffi::OsStr;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -41,6 +42,12 @@ impl Running {
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Self> {
         Ok(Self { reading: Reading::start(command)? })
+    }
+
+    /// Starts `serve --inherited`, which serves on this listener.
+    pub fn inheriting(command: &mut Command, listener: &TcpListener) -> Result<Self> {
+        let listener: OwnedFd = listener.try_clone().context("duplicating the listener")?.into();
+        Ok(Self { reading: Reading::start_with(command, listener.into())? })
     }
 
     /// The process id.

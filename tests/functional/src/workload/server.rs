@@ -62,6 +62,12 @@ impl Server {
     /// Listens on `address` (port 0: any), in the calling thread's network namespace.
     pub fn start(address: SocketAddr, options: ServeOptions) -> Result<Self> {
         let listener = listen_on(address, options).with_context(|| format!("listening on {address}"))?;
+        Self::on(listener, options)
+    }
+
+    /// Serves on a listener that somebody else made.
+    pub fn on(listener: TcpListener, options: ServeOptions) -> Result<Self> {
+        listener.set_nonblocking(true).context("making the listener non-blocking")?;
         let address = listener.local_addr().context("asking for the listener's address")?;
         let (stop, stopped) = UnixStream::pair().context("making a pair of sockets")?;
         let serving = Serving::new(listener, stopped, options)?;
