@@ -137,6 +137,20 @@ fn is_empty(labels: &Labels) -> bool {
     labels.is_empty()
 }
 
+/// A container inside another, as far as its path tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inner {
+    /// Its name if a runtime told it, else the best one the path gives.
+    pub name: String,
+    /// The runtime's full id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Who made it.
+    pub runtime: Runtime,
+    /// Path of its cgroup.
+    pub cgroup_path: String,
+}
+
 /// The owner of a connection: the `container` object of every JSON output. Absent means not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
@@ -173,6 +187,9 @@ pub struct Container {
     /// whoever prints one container by itself says them.
     #[serde(skip)]
     pub annotations: Labels,
+    /// The innermost container in this one that a connection is of; absent of the container as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<Box<Inner>>,
     /// UID of the pod: a key to join with the Kubernetes API, not a name people meet.
     #[serde(skip)]
     pub pod_uid: Option<String>,
@@ -198,7 +215,17 @@ impl Container {
             sandbox: metadata.sandbox,
             labels: metadata.labels,
             annotations: metadata.annotations,
+            inner: None,
             pod_uid: identity.pod_uid.or(metadata.pod_uid),
+        }
+    }
+
+    /// The container with all that is in it, to which totals belong.
+    #[must_use]
+    pub fn whole(self: &Arc<Self>) -> Arc<Self> {
+        match self.inner {
+            Some(_) => Arc::new(Self { inner: None, ..Self::clone(self) }),
+            None => Arc::clone(self),
         }
     }
 
@@ -284,6 +311,19 @@ mod tests {
         let annotations = serde_json::to_value(&told.annotations).unwrap();
         assert_eq!(annotations, json!({"own": "mine", "empty": "", "quoted": "\"a\\\n\u{1b}[31m"}));
         assert_eq!(Metadata::default().in_sandbox(String::new()).sandbox, None);
+    }
+
+    #[test]
+    fn a_container_as_a_whole_tells_of_nothing_inside() {
+        let path = format!("/docker/{ID}/docker/{ID}");
+        let outer = identify(&path);
+        let inner = super::super::inside(&path, &outer).map(Box::new);
+        let part = Arc::new(Container { inner, ..Container::new(7, outer.clone(), None) });
+        let told = json!({ "name": "3f4d9a1be0c7", "id": ID, "runtime": "docker", "cgroup_path": path });
+        let json = serde_json::to_value(&*part).unwrap();
+        assert_eq!(json["inner"], told);
+        assert_eq!(serde_json::from_value::<Container>(json).unwrap(), *part);
+        assert_eq!(*part.whole(), Container::new(7, outer, None));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! walks the path and asks them in turn.
 //!
 //! * **The outermost container wins.** Docker in Docker, a pod in a `kind` node or systemd in a
-//!   container are all that outer container: it is what the host's user started.
+//!   container are all that outer container: it is what the host's user started. [`inside`] tells the
+//!   innermost one.
 //! * **A container wins over the systemd unit around it** (rootless Podman below `user@1000.service`).
 //! * **Monitors are not containers.** `conmon` and `lxc-start` run on the host beside their container
 //!   and keep a plain identity, although the container's id stands in their path.
@@ -27,7 +28,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use metadata::{Container, Labels, Metadata};
+pub use metadata::{Container, Inner, Labels, Metadata};
 use path::Step;
 pub use text::{nearest, sanitize};
 
@@ -162,6 +163,24 @@ pub fn identify(path: &str) -> Identity {
         .unwrap_or_else(|| plain(path))
 }
 
+/// The innermost container on `path` that lies in another, `outer`, which is what [`identify`] said of the
+/// path: a container of Docker in Docker, or of a pod in a `kind` node. None if `path` is in `outer` alone,
+/// or in the cgroup of an inner one's monitor.
+pub fn inside(path: &str, outer: &Identity) -> Option<Inner> {
+    if !outer.runtime.is_container() {
+        return None;
+    }
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+    let below = path::steps(path).filter(|step| step.path.len() > outer.container_path.len());
+    let verdicts = below.filter_map(|step| match FAMILIES.iter().find_map(|verdict| verdict(&step))? {
+        Verdict::Container { runtime, id, name, .. } => {
+            Some(Some(Inner { name, id, runtime, cgroup_path: step.path.to_owned() }))
+        }
+        Verdict::Monitor => Some(None),
+    });
+    verdicts.last().flatten()
+}
+
 /// The identity of a cgroup that is no container: its systemd unit, else itself.
 fn plain(path: &str) -> Identity {
     systemd::unit(path).unwrap_or_else(|| {
@@ -242,6 +261,44 @@ mod tests {
     }
 
     #[test]
+    fn the_innermost_of_nested_containers_is_told() {
+        let [a, b, c] = ["a", "b", "c"].map(|digit| digit.repeat(64));
+        let pod = "pod6c1f2f5e-9f0d-4f0c-8a5e-0d1b2c3d4e5f";
+        let slice = "kubepods-burstable-pod6c1f2f5e_9f0d_4f0c_8a5e_0d1b2c3d4e5f.slice";
+        for (path, expected) in [
+            // kind with either driver, Docker in Docker, three of them, what systemd does in the innermost.
+            (format!("/docker/{a}/kubelet/kubepods/burstable/{pod}/{b}"), Some((Runtime::Kubernetes, &b))),
+            (
+                format!("/system.slice/docker-{a}.scope/kubelet.slice/{slice}/cri-containerd-{b}.scope"),
+                Some((Runtime::Containerd, &b)),
+            ),
+            (format!("/docker/{a}/docker/{b}"), Some((Runtime::Docker, &b))),
+            (format!("/docker/{a}/docker/{b}/docker/{c}"), Some((Runtime::Docker, &c))),
+            (format!("/lxc.payload.web/docker/{b}/system.slice/a.service"), Some((Runtime::Docker, &b))),
+            (format!("/machine.slice/machine-web.scope/payload/docker/{b}"), Some((Runtime::Docker, &b))),
+            // One container, and what is in it; a monitor of an inner one; a pod's own cgroup.
+            (format!("/docker/{a}"), None),
+            (format!("/docker/{a}/system.slice/a.service"), None),
+            (format!("/machine.slice/libpod-{a}.scope/container"), None),
+            (format!("/docker/{a}/libpod_parent/libpod-conmon-{b}"), None),
+            (format!("/docker/{a}/kubelet/kubepods/burstable/{pod}"), None),
+            (format!("/system.slice/a.service/{b}.slice"), None),
+            ("/system.slice/a.service".to_owned(), None),
+        ] {
+            let outer = identify(&path);
+            let found = inside(&path, &outer);
+            let told = found.as_ref().map(|inner| (inner.runtime, inner.id.as_ref().unwrap()));
+            assert_eq!(told, expected, "{path}");
+            if let Some(inner) = found {
+                assert!(
+                    inner.cgroup_path.ends_with(&*inner.id.unwrap()) || inner.cgroup_path.ends_with(".scope")
+                );
+                assert!(path.starts_with(&inner.cgroup_path), "{path}");
+            }
+        }
+    }
+
+    #[test]
     fn a_deleted_cgroup_keeps_its_identity() {
         let rows = rows();
         assert_eq!(identify(&format!("{} (deleted)", rows[0].path)), identify(&rows[0].path));
@@ -313,6 +370,16 @@ mod tests {
             prop_assume!(!below.ends_with(" (deleted)"));
             let deeper = identify(&format!("{}/{below}", owner.container_path));
             prop_assert_eq!(deeper, owner);
+        }
+
+        #[test]
+        fn what_is_inside_lies_below_its_container(path in odd_path()) {
+            let outer = identify(&path);
+            if let Some(inner) = inside(&path, &outer) {
+                prop_assert!(outer.runtime.is_container() && inner.runtime.is_container());
+                prop_assert!(path.starts_with(&inner.cgroup_path));
+                prop_assert!(inner.cgroup_path.len() > outer.container_path.len());
+            }
         }
     }
 }

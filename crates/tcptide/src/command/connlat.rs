@@ -67,7 +67,7 @@ struct Connects {
 impl Tally {
     fn of(&mut self, container: &Arc<Container>) -> &mut Connects {
         self.0.entry(container.cgroup_id).or_insert_with(|| Connects {
-            container: Arc::clone(container),
+            container: container.whole(),
             latency: Histogram::new(&Scale::CONNECT),
             failures: BTreeMap::new(),
         })

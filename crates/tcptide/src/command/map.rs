@@ -344,7 +344,7 @@ impl Picture<'_> {
         };
         let ended = matches!(event, Some(Event::Close | Event::Fail));
         let sight = Sight {
-            container: Arc::clone(container),
+            container: container.whole(),
             starts: Starts::of(r),
             cookie: r.cookie,
             direction: Direction::of(r.direction),
@@ -393,7 +393,7 @@ impl Picture<'_> {
                 || other.is_some_and(|other| other.is_wanted && peers.matches(Some(&sight.container)));
             if is_wanted {
                 let far = match far {
-                    Some(container) => Node::Container(Arc::clone(container)),
+                    Some(container) => Node::Container(container.whole()),
                     None => match session.peer_name(&sight.container, sight.peer, sight.at_ns) {
                         Some(name) => Node::Name(name.into()),
                         None => Node::Address(sight.peer),

@@ -124,8 +124,8 @@ impl Groups {
         let named = key.cgroup_id.is_some();
         let peer = key.peer_cgroup_id.and(seen.peer.as_ref());
         let group = self.0.entry(key).or_insert_with(|| Group {
-            container: named.then(|| Arc::clone(seen.container)),
-            peer_container: peer.cloned(),
+            container: named.then(|| seen.container.whole()),
+            peer_container: peer.map(|peer| peer.whole()),
             samples: Histogram::new(&Scale::RTT),
             min_us: None,
             queueing_us: 0,

@@ -69,8 +69,7 @@ pub(crate) fn run(args: &LookArgs) -> anyhow::Result<()> {
     let mut rows: BTreeMap<u64, (Arc<Container>, [u64; STATES])> = BTreeMap::new();
     let mut seen = HashSet::new();
     let walk = session.walk(|row, container, _| {
-        let (_, counts) =
-            rows.entry(container.cgroup_id).or_insert_with(|| (Arc::clone(container), [0; STATES]));
+        let (_, counts) = rows.entry(container.cgroup_id).or_insert_with(|| (container.whole(), [0; STATES]));
         if seen.insert(row.cookie)
             && let Some(count) = counts.get_mut(usize::from(row.state))
         {

@@ -137,7 +137,7 @@ impl Directory {
         let ids = self.shared.cgroups().live();
         let mut seen = HashSet::new();
         ids.into_iter()
-            .filter_map(|id| self.known(id))
+            .filter_map(|id| Some(self.known(id)?.whole()))
             .filter(|container| seen.insert(container.cgroup_id))
             .collect()
     }
