@@ -42,6 +42,8 @@ program podman      podman          podman                        podman    podm
 program containerd  containerd      containerd                    containerd containerd      containerd
 program ctr         containerd      containerd                    containerd containerd-ctr  containerd-ctr
 program runc        runc            runc                          runc      runc             runc
+program lxc-start   lxc             lxc                           lxc       lxc              lxc
+program systemd-nspawn systemd-container systemd-container        systemd   systemd-container systemd-container
 file /usr/lib/cni/bridge containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
 static  busybox     busybox-static  busybox                       busybox   busybox-static   busybox-static
 program nginx       nginx-light     nginx                         nginx     nginx            nginx

@@ -18,12 +18,7 @@ pub const IMAGE: &str = "tcptide-story:latest";
 /// Packs the image's root into a tar file in `folder`, ready to be imported.
 pub(super) fn pack(folder: &Path) -> Result<PathBuf> {
     let root = folder.join("image");
-    for part in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
-        fs::create_dir_all(root.join(part)).context("making the image's folders")?;
-    }
-    add_busybox(&root)?;
-    add_with_libraries(&root, &workload::program()?)?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    unpack(&root)?;
     let archive = folder.join("image.tar");
     output(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."))?;
     fs::remove_dir_all(&root).context("removing the image's folder")?;
@@ -55,6 +50,19 @@ pub(super) fn pack_for_containerd(folder: &Path, name: &str) -> Result<PathBuf> 
     tar.arg("-C").arg(folder).arg("-cf").arg(&archive).args(["manifest.json", "config.json", &layer]);
     output(&mut tar)?;
     Ok(archive)
+}
+
+/// Makes the image's root.
+pub(super) fn unpack(root: &Path) -> Result<()> {
+    for part in ["bin", "etc", "tmp", "proc", "sys", "dev", "usr"] {
+        fs::create_dir_all(root.join(part)).context("making the image's folders")?;
+    }
+    add_busybox(root)?;
+    add_with_libraries(root, &workload::program()?)?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    // systemd-nspawn wants to see a system.
+    fs::write(root.join("etc/os-release"), "ID=story\n")?;
+    Ok(())
 }
 
 fn add_busybox(root: &Path) -> Result<()> {

@@ -19,11 +19,13 @@ use crate::sweep::own_name;
 mod containerd;
 mod docker;
 mod image;
+mod machines;
 mod podman;
 
 pub use containerd::{Containerd, Pod};
 pub use docker::Docker;
 pub use image::IMAGE;
+pub use machines::Machines;
 pub use podman::Podman;
 
 /// What a story does with containers; Docker's and Podman's command lines agree on it.
@@ -123,7 +125,12 @@ fn folder(runtime: &str) -> Result<TempDir> {
 
 /// Removes what a dead run's runtime left in its folder, and around it.
 pub(crate) fn sweep(folder: &Path) {
-    let containers = [docker::container_cgroups(folder), podman::container_cgroups(folder)].concat();
+    let containers = [
+        docker::container_cgroups(folder),
+        podman::container_cgroups(folder),
+        machines::container_cgroups(folder),
+    ]
+    .concat();
     podman::sweep(folder);
     containerd::sweep(folder);
     remove_folder(folder, &containers);
@@ -145,6 +152,9 @@ fn remove_folder(folder: &Path, containers: &[PathBuf]) {
         && folder.exists()
     {
         eprintln!("leaving {} behind: {error}", folder.display());
+    }
+    for left in machines::CGROUPS {
+        remove_empty_cgroups(Path::new(left));
     }
     remove_empty_cgroups(Path::new(docker::CGROUPS));
     remove_empty_cgroups(&Path::new(podman::CGROUPS).join("conmon"));
