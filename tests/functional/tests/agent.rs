@@ -3,16 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use functional::cgroup::Cgroup;
 use functional::forwarder::{Direction, Forwarder, Impairment};
 use functional::netns::Netns;
@@ -23,8 +20,6 @@ use functional::samples::Scrape;
 use functional::tcptide::{Agent, Tcptide};
 use functional::witness::{NetCounters, sockets};
 use functional::workload::{self, Client, Counts, Held, Running, ServeOptions, Server};
-use serde_json::json;
-use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -425,98 +420,4 @@ fn it_ends_while_somebody_keeps_a_connection_open() {
     let ended = agent.stop().unwrap();
     assert_eq!(ended.status.code(), Some(0), "{:?}", ended.stderr);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-}
-
-/// A runtime's API that tells of one container.
-struct Api {
-    folder: TempDir,
-}
-
-impl Api {
-    fn telling_of(container: &serde_json::Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
-        let list = json!([container]).to_string();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let list = list.clone();
-                thread::spawn(move || answer(&stream, &list));
-            }
-        });
-        Self { folder }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("docker.sock")
-    }
-}
-
-fn answer(mut stream: &UnixStream, list: &str) -> Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    while let Some(request) = lines.next().transpose()? {
-        while lines.next().transpose()?.is_some_and(|header| !header.is_empty()) {}
-        let body = if request.contains("/version") {
-            r#"{"Version":"20.10","ApiVersion":"1.41","Components":[]}"#
-        } else if request.contains("/containers/json") {
-            list
-        } else {
-            // Events: none, ever.
-            write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-            continue;
-        };
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json";
-        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
-    }
-    Ok(())
-}
-
-#[test]
-fn no_name_breaks_the_text() {
-    let id = format!("{:064x}", u128::from(std::process::id()) << 64);
-    let cgroup = Cgroup::new(format!("docker/{id}")).unwrap();
-    let name = "we\"b\n\\n\u{1b}[31m\u{7f}{}=,#";
-    let image = "i\"m\\a\nge ".repeat(400);
-    let pod = "p".repeat(4096);
-    // More than 4 KiB of a label are not kept.
-    let labels = json!({ "io.kubernetes.pod.name": format!("{pod}more"), "io.kubernetes.pod.namespace": "a\u{0}b\rc" });
-    let container = json!({ "Id": id, "Names": [format!("/{name}")], "Image": image, "Labels": labels, "State": "running" });
-    let api = Api::telling_of(&container);
-    let netns = Netns::new("names").unwrap();
-    let serve = workload::command(["serve", "--listen", "127.0.0.1:0"]).unwrap();
-    let server = Running::start(&mut netns.wrap(&cgroup.wrap(&serve))).unwrap();
-    let client = Client::new(server.listening().unwrap());
-    let held = netns.enter(|| Held::open(&client, 3, SOON)).unwrap();
-    assert_eq!(held.counts().opened, 3);
-
-    let agent = agent(&["--runtime-socket", &api.socket().to_string_lossy()]);
-    let is_ours = |sample: &&functional::samples::Sample| sample.label("id") == id;
-    let info = wait_until("the container's name", SOON, || {
-        let scrape = agent.scrape()?;
-        Ok(scrape
-            .select("tcptide_container_info", &[])
-            .find(is_ours)
-            .filter(|s| !s.label("image").is_empty())
-            .cloned())
-    })
-    .unwrap();
-    for (label, told) in [("container", name), ("image", &*image), ("pod", &*pod)] {
-        assert_eq!(info.label(label), told, "{label}");
-    }
-    let text = agent.metrics().unwrap();
-    check_metrics(&text).unwrap();
-    let labels = [("container", info.label("container")), ("state", "established")];
-    assert_eq!(Scrape::parse(&text).unwrap().sum("tcptide_connections", &labels), Some(3.0));
-    let prometheus = Prometheus::scraping(agent.address()).unwrap();
-    prometheus.wait_scraped().unwrap();
-    let query = format!("tcptide_container_info{{id=\"{id}\"}}");
-    let seen = prometheus.query(&query).unwrap();
-    assert_eq!(seen[0]["metric"]["container"], info.label("container"));
-
-    let socket = api.socket().to_string_lossy().into_owned();
-    for command in ["conns", "states", "containers"] {
-        let table =
-            Tcptide::find().unwrap().run([command, "--runtime-socket", &socket]).unwrap().success().unwrap();
-        assert!(table.stdout.iter().any(|line| line.contains("ppp")), "{command}: {:?}", table.stdout);
-        assert!(!table.stdout.iter().any(|line| line.contains(char::is_control)), "{:?}", table.stdout);
-    }
 }
