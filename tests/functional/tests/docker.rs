@@ -9,13 +9,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use containers::{
-    SOON, ask, list, name, network, of, serve_and_talk, ss, tell_of_a_live_connection, tell_of_a_page,
-    tell_of_names, trace,
+    SOON, ask, list, name, network, of, serve_and_talk, ss, tell_apart_in_one_network,
+    tell_of_a_live_connection, tell_of_a_page, tell_of_another_name, tell_of_names, trace,
 };
 use functional::cgroup::Cgroup;
 use functional::netns::{Netns, veth_pair};
 use functional::process::{running, wait_until};
 use functional::runtime::{Containers, Docker, IMAGE};
+use functional::tcptide::{Agent, Tcptide};
 use functional::workload::{self, Counts, Running};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -66,6 +67,129 @@ fn a_container_removed_with_its_connection_is_named_at_its_end() {
     assert_eq!(close["cookie"].as_u64(), before.cookie);
     let sent = close["sent_bytes"].as_u64().unwrap() + close["before"]["sent_bytes"].as_u64().unwrap();
     assert!(sent >= before.bytes_sent(), "{close:#}");
+}
+
+#[test]
+fn containers_in_one_network_are_told_apart() {
+    let docker = Docker::start().unwrap();
+    tell_apart_in_one_network(&docker, docker.netns(), &["--network", "container:net"]);
+}
+
+/// An agent, and what it has of a container.
+struct Counting(Agent);
+
+impl Counting {
+    fn new(docker: &Docker) -> Self {
+        let socket = docker.socket().to_string_lossy();
+        let args = ["--runtime-socket", &socket, "--metrics.grace", "1m"];
+        Self(Tcptide::find().unwrap().agent(args).unwrap())
+    }
+
+    /// Connections opened under this name, and the ids behind it.
+    fn of(&self, name: &str) -> (Option<f64>, BTreeSet<String>) {
+        let scrape = self.0.scrape().unwrap();
+        let labels = [("container", name)];
+        let ids = scrape.select("tcptide_container_info", &labels).map(|one| one.label("id").to_owned());
+        (scrape.sum("tcptide_opened_total", &labels), ids.collect())
+    }
+
+    fn wait_for(&self, name: &str, expected: &(Option<f64>, BTreeSet<String>)) {
+        let is_so = || Ok((self.of(name) == *expected).then_some(()));
+        let what = format!("{name} as {expected:?}");
+        wait_until(&what, SOON, is_so).unwrap_or_else(|error| panic!("{error}: {:?}", self.of(name)));
+    }
+}
+
+#[test]
+fn names_change_and_are_given_again() {
+    let docker = Docker::start().unwrap();
+    let counting = Counting::new(&docker);
+    serve_and_talk(&docker);
+    let id = |name| docker.inspect(name).unwrap()["Id"].as_str().unwrap().to_owned();
+    let first = id("client");
+    let only = |id: &String| BTreeSet::from([id.clone()]);
+    tell_of_another_name(&docker);
+    counting.wait_for("client", &(Some(1.0), only(&first)));
+
+    // Renamed while somebody watches: what was under the name before is under the new one.
+    let trace = trace(&docker, &["--port", "90", "--peer", &network(&docker, "server")]);
+    docker.call(&["rename", "client", "caller"]).unwrap();
+    counting.wait_for("caller", &(Some(1.0), only(&first)));
+    assert_eq!(counting.of("client"), (None, BTreeSet::new()));
+    docker.call(&["rename", "caller", "client"]).unwrap();
+    counting.wait_for("client", &(Some(1.0), only(&first)));
+
+    // Removed, and another run under its name: two containers with one name.
+    docker.rm("client").unwrap();
+    docker.rm("server").unwrap();
+    serve_and_talk(&docker);
+    let second = id("client");
+    let now = list(&docker, &["conns", "--container", "client", "--port", "90"]);
+    assert_eq!(of(&now, "client")["container"]["id"], second);
+    counting.wait_for("client", &(Some(2.0), BTreeSet::from([first.clone(), second.clone()])));
+    docker.rm("client").unwrap();
+    let mut ids = Vec::new();
+    let is_client = |event: &Value| {
+        if name(event) == "client" {
+            ids.push(event["container"]["id"].clone());
+        }
+        ids.len() == 2
+    };
+    trace.wait_for_json(Duration::from_secs(30), is_client).unwrap();
+    assert_eq!(ids, [first, second]);
+}
+
+#[test]
+fn who_starts_before_docker_has_the_names_when_it_is_back() {
+    let mut docker = Docker::start_with(&["--live-restore"]).unwrap();
+    serve_and_talk(&docker);
+    let id = docker.inspect("client").unwrap()["Id"].as_str().unwrap().to_owned();
+    docker.stop_daemon();
+    let counting = Counting::new(&docker);
+    let established = |name: &str| {
+        let labels = [("container", name), ("state", "established")];
+        counting.0.scrape().unwrap().sum("tcptide_connections", &labels)
+    };
+    assert_eq!(established(&id[..12]), Some(1.0));
+    docker.restart_daemon().unwrap();
+    counting.wait_for("client", &(Some(0.0), BTreeSet::from([id.clone()])));
+    assert_eq!((established("client"), established(&id[..12])), (Some(1.0), None));
+    assert_eq!(of(&list(&docker, &["conns", "--port", "90"]), "client")["container"]["id"], id);
+}
+
+#[test]
+fn a_container_in_a_container_is_told_beside_it() {
+    let docker = Docker::start().unwrap();
+    serve_and_talk(&docker);
+    let node = docker.cgroup("server").unwrap();
+    let id = format!("{:064x}", u128::from(std::process::id()) << 64);
+    // As in a node of kind.
+    let pod = "kubelet/kubepods/burstable/pod6c1f2f5e-9f0d-4f0c-8a5e-0d1b2c3d4e5f";
+    let inner = Cgroup::new(node.join(pod).join(&id)).unwrap();
+    let mut inside = std::process::Command::new("nsenter");
+    inside.arg(format!("--net=/proc/{}/ns/net", docker.pid("server").unwrap()));
+    inside.arg(functional::workload::program().unwrap());
+    inside.args(["hold", "--to", "127.0.0.1:90", "--count", "2"]);
+    let held = Running::start(&mut inner.wrap(&inside)).unwrap();
+    held.ready(SOON).unwrap();
+
+    let all = list(&docker, &["conns", "--container", "server", "--port", "90"]);
+    let (within, own): (Vec<_>, Vec<_>) = all.iter().partition(|end| end["container"]["inner"].is_object());
+    assert_eq!((within.len(), own.len()), (2, 3), "{all:#?}");
+    for end in within {
+        assert_eq!((name(end), &end["direction"]), ("server", &"active".into()));
+        assert_eq!(end["container"]["cgroup_path"], node.to_str().unwrap());
+        let told = &end["container"]["inner"];
+        assert_eq!((&told["id"], &told["runtime"]), (&id.as_str().into(), &"kubernetes".into()));
+        assert_eq!((&told["name"], &told["cgroup_path"]), (&id[..12].into(), &inner.path().to_str().into()));
+    }
+    // What they call is the outer one's own, and told as that at the far end.
+    let callers = own.iter().filter(|end| end["peer"]["container"]["inner"]["id"] == id.as_str());
+    assert_eq!(callers.count(), 2);
+    // Sums are the outer one's.
+    let states = list(&docker, &["states", "--container", "server"]);
+    assert_eq!(of(&states, "server")["container"].get("inner"), None);
+    assert_eq!(of(&states, "server")["states"]["established"], 5);
 }
 
 /// Stopped with SIGSTOP until dropped.

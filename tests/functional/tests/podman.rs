@@ -4,7 +4,10 @@
 
 mod containers;
 
-use containers::{SOON, list, network, tell_of_a_live_connection, tell_of_a_page, tell_of_names, trace};
+use containers::{
+    SOON, list, network, tell_apart_in_one_network, tell_of_a_live_connection, tell_of_a_page,
+    tell_of_another_name, tell_of_names, trace,
+};
 use functional::cgroup::Cgroup;
 use functional::process::output;
 use functional::runtime::{Containers, IMAGE, Podman};
@@ -18,7 +21,14 @@ fn connections_are_told_with_their_containers_and_conmon_is_none() {
     tell_of_a_page(&podman, "podman", &image);
     tell_of_a_live_connection(&podman, "podman", &image);
     tell_of_names(&podman, "podman");
+    tell_of_another_name(&podman);
     conmon_is_no_container(&podman);
+}
+
+#[test]
+fn containers_of_a_pod_are_told_apart() {
+    let podman = Podman::start().unwrap();
+    tell_apart_in_one_network(&podman, podman.netns(), &["--network", "container:net"]);
 }
 
 /// What connects from a cgroup such as systemd gives to conmon is not its container's.

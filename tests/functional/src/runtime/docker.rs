@@ -27,6 +27,7 @@ pub struct Docker {
     daemon: Option<Daemon>,
     folder: Option<TempDir>,
     netns: Netns,
+    args: Vec<String>,
     _serial: Serial,
 }
 
@@ -42,14 +43,23 @@ impl Docker {
     /// As [`start`](Self::start), with more arguments for `dockerd`.
     pub fn start_with(args: &[&str]) -> Result<Self> {
         let serial = serial("docker")?;
-        let dockerd = require("dockerd", "docker.io")?;
         require("docker", "docker.io")?;
         let netns = Netns::new("docker")?;
         let folder = folder("docker")?;
         let path = folder.path().to_owned();
         let socket = path.join("docker.sock");
-        let mut docker = Self { socket, daemon: None, folder: Some(folder), netns, _serial: serial };
-        let mut command = Command::new(dockerd);
+        let args = args.iter().map(ToString::to_string).collect();
+        let mut docker = Self { socket, daemon: None, folder: Some(folder), netns, args, _serial: serial };
+        std::fs::write(path.join("daemon.json"), "{}").context("writing the daemon's configuration")?;
+        docker.start_daemon()?;
+        let archive = image::pack(&path)?;
+        output(docker.cli().arg("import").arg(archive).arg(IMAGE))?;
+        Ok(docker)
+    }
+
+    fn start_daemon(&mut self) -> Result<()> {
+        let path = self.socket.parent().unwrap_or(Path::new("/"));
+        let mut command = Command::new(require("dockerd", "docker.io")?);
         command
             .arg("--data-root")
             .arg(path.join(DATA))
@@ -59,17 +69,25 @@ impl Docker {
             .arg(path.join("docker.pid"))
             .arg("--config-file")
             .arg(path.join("daemon.json"))
-            .args(["-H", &docker.host(), "--bip", BRIDGE])
+            .args(["-H", &self.host(), "--bip", BRIDGE])
             // Nothing to filter or translate in a namespace without a way out.
             .args(["--iptables=false", "--ip6tables=false", "--ip-masq=false", "--userland-proxy=false"])
-            .args(args);
-        std::fs::write(path.join("daemon.json"), "{}").context("writing the daemon's configuration")?;
-        let mut daemon = Daemon::start(&mut docker.netns.wrap(&command), &path.join("dockerd.log"))?;
-        daemon.wait_ready(Duration::from_secs(60), || docker.call(&["version"]).is_ok())?;
-        docker.daemon = Some(daemon);
-        let archive = image::pack(&path)?;
-        output(docker.cli().arg("import").arg(archive).arg(IMAGE))?;
-        Ok(docker)
+            .args(&self.args);
+        let mut daemon = Daemon::start(&mut self.netns.wrap(&command), &path.join("dockerd.log"))?;
+        daemon.wait_ready(Duration::from_secs(60), || self.call(&["version"]).is_ok())?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Ends the daemon. With `--live-restore` its containers live on.
+    pub fn stop_daemon(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Starts the daemon again.
+    pub fn restart_daemon(&mut self) -> Result<()> {
+        self.stop_daemon();
+        self.start_daemon()
     }
 
     /// The namespace with the containers' bridge; a host to the containers.

@@ -144,10 +144,13 @@ fn cli(folder: &Path, netns: &str) -> Command {
     command
 }
 
+/// One by one and the latest first: who is in another's network goes before that one, which else leaves it behind.
 fn remove_containers(folder: &Path, netns: &str) {
-    let removed = output(cli(folder, netns).args(["rm", "--all", "--force", "--time", "0"]));
-    if let Err(error) = removed {
-        eprintln!("podman: containers stay: {error:#}");
+    let ids = output(cli(folder, netns).args(["ps", "--all", "--quiet", "--no-trunc", "--sort", "created"]));
+    for id in ids.unwrap_or_default().lines().rev() {
+        if let Err(error) = output(cli(folder, netns).args(["rm", "--force", "--time", "0", id])) {
+            eprintln!("podman: a container stays: {error:#}");
+        }
     }
 }
 

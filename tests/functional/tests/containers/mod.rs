@@ -1,12 +1,18 @@
 //! The story that is told of every container runtime, and its parts.
 
+// Each runtime has use for a part of it.
+#![allow(dead_code)]
+
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Duration;
 
+use functional::netns::Netns;
 use functional::process::{output, wait_until};
 use functional::runtime::Containers;
 use functional::tcptide::{Output, Streaming, Tcptide};
 use functional::witness::{Socket, parse_ss};
+use functional::workload::Running;
 use serde_json::Value;
 
 /// How long something may take that should happen at once.
@@ -25,6 +31,17 @@ pub(crate) fn ask(runtime: &impl Containers, args: &[&str]) -> Output {
 pub(crate) fn list(runtime: &impl Containers, args: &[&str]) -> Vec<Value> {
     let answer = ask(runtime, &[args, &["-o", "json"]].concat()).success().unwrap().json().unwrap();
     answer.as_array().unwrap().clone()
+}
+
+/// So many items of the answer, those of containers with these names: a busy runtime may tell them later than a command
+/// waits for it.
+fn named(runtime: &impl Containers, args: &[&str], names: &[&str], count: usize) -> Vec<Value> {
+    let ask = || {
+        let mut all = list(runtime, args);
+        all.retain(|one| names.contains(&name(one)));
+        Ok((all.len() == count).then_some(all))
+    };
+    wait_until(&format!("{names:?} in the answer to {args:?}"), SOON, ask).unwrap()
 }
 
 /// The network that this container shares with the others of its runtime; the machine may run more.
@@ -134,9 +151,8 @@ pub(crate) fn tell_of_a_live_connection(runtime: &impl Containers, kind: &str, i
 
     let before = witness();
     let network = network(runtime, "server");
-    let ends = list(runtime, &["conns", "--port", "90", "--peer", &network]);
+    let ends = named(runtime, &["conns", "--port", "90", "--peer", &network], &["client", "server"], 2);
     let after = witness();
-    assert_eq!(ends.len(), 2, "{ends:#?}");
     let (client, server) = (of(&ends, "client"), of(&ends, "server"));
     for (end, container) in [(client, "client"), (server, "server")] {
         assert_identity(runtime, kind, image, end);
@@ -184,4 +200,73 @@ pub(crate) fn tell_of_names(runtime: &impl Containers, kind: &str) {
     let unknown = ask(runtime, &["conns", "--container", "cliemt"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(unknown.stderr.join("\n").contains("did you mean client?"), "{:?}", unknown.stderr);
+}
+
+/// Containers in one network namespace, and one in its host's: each has its own connections, with `conns` and the agent.
+/// `share` makes the first run in one network with the container `net`.
+pub(crate) fn tell_apart_in_one_network(runtime: &impl Containers, host: &Netns, share: &[&str]) {
+    let serve = ["workload", "serve", "--listen", "0.0.0.0:92"];
+    runtime.run("net", &serve).unwrap();
+    runtime.run_with("beside", share, &["sleep", "1000"]).unwrap();
+    runtime.run_with("outside", &["--network", "host"], &["sleep", "1000"]).unwrap();
+    let address = runtime.address("net").unwrap();
+    let socket = runtime.socket().to_string_lossy().into_owned();
+    let agent = Tcptide::find().unwrap().agent(["--runtime-socket", &socket]).unwrap();
+    let hold = |from: &str, to: String, count: &str| {
+        let hold =
+            ["exec", "-i", from, "workload", "hold", "--to", &to, "--count", count, "--seconds", "100"];
+        let holding = Running::start(runtime.cli().args(hold)).unwrap();
+        holding.ready(SOON).unwrap();
+        holding
+    };
+    let _holding = [
+        hold("beside", "127.0.0.1:92".to_owned(), "2"),
+        hold("outside", format!("{address}:92"), "3"),
+        hold("net", "127.0.0.1:92".to_owned(), "1"),
+    ];
+    let now = named(runtime, &["conns", "--port", "92"], &["net", "beside", "outside"], 12);
+    let told = |name: &str, direction: &str| {
+        let its = |end: &&Value| self::name(end) == name && end["direction"] == direction;
+        now.iter().filter(its).collect::<Vec<_>>()
+    };
+    let inode = |netns: &str| std::fs::metadata(netns).unwrap().ino();
+    let shared = inode(&format!("/proc/{}/ns/net", runtime.pid("net").unwrap()));
+    let outer = inode(host.path().to_str().unwrap());
+    for (name, direction, count, netns) in [
+        ("net", "passive", 6, shared),
+        ("net", "active", 1, shared),
+        ("beside", "active", 2, shared),
+        ("outside", "active", 3, outer),
+    ] {
+        let its = told(name, direction);
+        assert_eq!(its.len(), count, "{name} {direction} in {now:#?}");
+        assert!(its.iter().all(|end| end["netns"] == netns), "{its:#?}");
+    }
+    let mut callers: Vec<_> =
+        told("net", "passive").iter().map(|end| self::name(&end["peer"]).to_owned()).collect();
+    callers.sort_unstable();
+    assert_eq!(callers, ["beside", "beside", "net", "outside", "outside", "outside"]);
+
+    let scrape = agent.scrape().unwrap();
+    let opened = |name| {
+        let of = |direction| {
+            scrape
+                .sum("tcptide_opened_total", &[("container", name), ("direction", direction)])
+                .unwrap_or(0.0)
+        };
+        (of("active") as u64, of("passive") as u64)
+    };
+    assert_eq!(["net", "beside", "outside"].map(opened), [(1, 6), (2, 0), (3, 0)]);
+}
+
+/// The connection is told with the new name from then on, and is the same.
+pub(crate) fn tell_of_another_name(runtime: &impl Containers) {
+    let conns = |name: &str| named(runtime, &["conns", "--port", "90"], &[name], 1).remove(0);
+    let before = conns("client");
+    runtime.call(&["rename", "client", "caller"]).unwrap();
+    let after = conns("caller");
+    assert_eq!(after["cookie"], before["cookie"]);
+    assert_eq!(after["container"]["id"], before["container"]["id"]);
+    assert!(list(runtime, &["containers"]).iter().all(|one| one["name"] != "client"));
+    runtime.call(&["rename", "caller", "client"]).unwrap();
 }
