@@ -80,17 +80,12 @@ impl Cgroup {
 
     /// Makes this process a member while `inside` runs: the sockets made there belong to the cgroup for good.
     pub fn host<T>(&self, inside: impl FnOnce() -> Result<T>) -> Result<T> {
-        let join = |folder: &Path| {
-            let members = folder.join("cgroup.procs");
-            fs::write(&members, "0").with_context(|| format!("joining {}", members.display()))
-        };
         let own = fs::read_to_string("/proc/self/cgroup").context("reading /proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2")?;
-        let own = mount_point()?.join(own);
+        // Also after a panic: who is left in a cgroup is killed with it.
+        let _guest = Guest { home: mount_point()?.join(own) };
         join(&self.folder)?;
-        let result = inside();
-        join(&own)?;
-        result
+        inside()
     }
 
     /// The processes in it, as this pid namespace numbers them.
@@ -105,6 +100,25 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         remove(&self.folder);
     }
+}
+
+/// This process in a cgroup that is not its own, until `Drop`.
+struct Guest {
+    home: PathBuf,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Err(error) = join(&self.home) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Makes this process a member of a cgroup.
+fn join(folder: &Path) -> Result<()> {
+    let members = folder.join("cgroup.procs");
+    fs::write(&members, "0").with_context(|| format!("joining {}", members.display()))
 }
 
 /// Where the cgroup2 hierarchy is mounted: `/sys/fs/cgroup`, or elsewhere beside version 1.
