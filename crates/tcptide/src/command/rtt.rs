@@ -125,7 +125,7 @@ impl Groups {
         let peer = key.peer_cgroup_id.and(seen.peer.as_ref());
         let group = self.0.entry(key).or_insert_with(|| Group {
             container: named.then(|| seen.container.whole()),
-            peer_container: peer.map(|peer| peer.whole()),
+            peer_container: peer.map(Container::whole),
             samples: Histogram::new(&Scale::RTT),
             min_us: None,
             queueing_us: 0,
