@@ -147,6 +147,13 @@ pub(crate) struct RuntimeArgs {
     /// Podman's API, and CRI (containerd, CRI-O); one without the usual name is asked in both ways
     #[arg(long = "runtime-socket", value_name = "PATH")]
     pub(crate) sockets: Vec<PathBuf>,
+    /// How to reach the Kubernetes API server, for what pods belong to and names in the cluster [default: the service
+    /// account, in a pod that has one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// What Kubernetes calls this node [default: NODE_NAME of the environment, else the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
 }
 
 /// How long a stream runs.

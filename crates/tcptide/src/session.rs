@@ -27,7 +27,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     args::{FilterArgs, OutputArgs, PeerArgs, RuntimeArgs, StreamPeerArgs},
-    identity::{self, Directory},
+    identity::{self, Directory, kubernetes::Access},
     names::Names,
     output::say,
     owners::Owners,
@@ -36,7 +36,7 @@ use crate::{
 
 /// How often events are fetched: often enough for a burst to fit the buffer, seldom enough to cost nothing.
 const PERIOD: Duration = Duration::from_millis(50);
-/// How long the runtimes may take for their first answer before names are done without.
+/// How long the runtimes and Kubernetes may take for their first answer before names are done without.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Rows a walk brings at a time.
@@ -439,7 +439,8 @@ pub(crate) fn without(missing: &[Capability]) -> Option<String> {
 /// The containers of this host.
 pub(crate) fn directory(runtimes: &RuntimeArgs) -> anyhow::Result<Directory> {
     let sockets = (!runtimes.sockets.is_empty()).then(|| runtimes.sockets.clone());
-    Directory::start(identity::Options { mount: None, runtime_sockets: sockets })
+    let kubernetes = Access::find(runtimes.kubeconfig.as_deref(), runtimes.node.as_deref())?;
+    Directory::start(identity::Options { mount: None, runtime_sockets: sockets, kubernetes })
         .context("cannot look at this host's containers")
 }
 

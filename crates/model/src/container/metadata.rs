@@ -1,6 +1,7 @@
 //! The container as people and programs meet it, and what a runtime's API adds to its path.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,22 @@ const LONGEST_KEY: usize = 512;
 /// share them.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
-/// What a runtime's API says of one container.
+/// What a pod belongs to, such as a Deployment, as Kubernetes tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodOwner {
+    /// Such as `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`; any other kind as it is called.
+    pub kind: String,
+    /// Its name, within the pod's namespace.
+    pub name: String,
+}
+
+impl fmt::Display for PodOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+/// What a runtime's API, and Kubernetes', say of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// The container's name; in a pod, its name within the pod.
@@ -43,6 +59,10 @@ pub struct Metadata {
     pub namespace: Option<String>,
     /// UID of the Kubernetes pod.
     pub pod_uid: Option<String>,
+    /// What the pod belongs to. Kubernetes alone tells it.
+    pub owner: Option<PodOwner>,
+    /// The Kubernetes node that the pod is on. Kubernetes alone tells it.
+    pub node: Option<String>,
 }
 
 impl Metadata {
@@ -103,6 +123,24 @@ impl Metadata {
             namespace: told(namespace, self.namespace),
             pod_uid: told(uid, self.pod_uid),
             ..self
+        }
+    }
+
+    /// Adds what `other` knows and this does not.
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        let Self { name, image, labels, annotations, sandbox, pod, namespace, pod_uid, owner, node } = self;
+        Self {
+            name: name.or_else(|| other.name.clone()),
+            image: image.or_else(|| other.image.clone()),
+            labels: if labels.is_empty() { other.labels.clone() } else { labels },
+            annotations: if annotations.is_empty() { other.annotations.clone() } else { annotations },
+            sandbox: sandbox.or_else(|| other.sandbox.clone()),
+            pod: pod.or_else(|| other.pod.clone()),
+            namespace: namespace.or_else(|| other.namespace.clone()),
+            pod_uid: pod_uid.or_else(|| other.pod_uid.clone()),
+            owner: owner.or_else(|| other.owner.clone()),
+            node: node.or_else(|| other.node.clone()),
         }
     }
 }
@@ -172,6 +210,12 @@ pub struct Container {
     /// Kubernetes namespace of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// What the pod belongs to, where Kubernetes is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<PodOwner>,
+    /// The Kubernetes node that the pod is on, where Kubernetes is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Inode number of the container's cgroup directory.
     pub cgroup_id: u64,
     /// Path of the container's cgroup, relative to the root of its hierarchy.
@@ -210,6 +254,8 @@ impl Container {
             image: metadata.image,
             pod: metadata.pod,
             namespace: metadata.namespace,
+            owner: metadata.owner,
+            node: metadata.node,
             cgroup_id,
             cgroup_path: Some(identity.container_path),
             sandbox: metadata.sandbox,
@@ -324,6 +370,30 @@ mod tests {
         assert_eq!(json["inner"], told);
         assert_eq!(serde_json::from_value::<Container>(json).unwrap(), *part);
         assert_eq!(*part.whole(), Container::new(7, outer, None));
+    }
+
+    #[test]
+    fn what_one_does_not_know_another_adds() {
+        let owner = PodOwner { kind: "Deployment".into(), name: "shop".into() };
+        let told = Metadata {
+            name: Some("web".into()),
+            pod: Some("shop-7d9f".into()),
+            owner: Some(owner.clone()),
+            node: Some("n1".into()),
+            ..Metadata::default()
+        };
+        let runtime =
+            Metadata { name: Some("k8s_web".into()), image: Some("nginx:1".into()), ..Metadata::default() };
+        let both = runtime.clone().or(&told);
+        assert_eq!(
+            both,
+            Metadata { name: runtime.name.clone(), image: runtime.image.clone(), ..told.clone() }
+        );
+        assert_eq!(Metadata::default().or(&told), told);
+        let container = Container::new(7, identify(&format!("/docker/{ID}")), Some(&both));
+        let json = serde_json::to_value(&container).unwrap();
+        assert_eq!(json["owner"], json!({"kind": "Deployment", "name": "shop"}));
+        assert_eq!((&json["node"], owner.to_string().as_str()), (&json!("n1"), "Deployment/shop"));
     }
 
     #[test]

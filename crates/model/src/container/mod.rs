@@ -28,7 +28,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use metadata::{Container, Inner, Labels, Metadata};
+pub use metadata::{Container, Inner, Labels, Metadata, PodOwner};
 use path::Step;
 pub use text::{nearest, sanitize};
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use model::container::{Container, Labels};
 use serde::Serialize;
 
-use super::{print, runtime};
+use super::{kubernetes, print, runtime};
 use crate::{
     args::ContainersArgs,
     output::{
@@ -26,6 +26,7 @@ const COLUMNS: &[Column] = &[
     Column::left("IMAGE").shrinks_to(8).rank(2),
     Column::left("POD").shrinks_to(8).rank(3),
     Column::left("NAMESPACE").shrinks_to(8).rank(3),
+    Column::left("OWNER").wide_only(),
     Column::right("CGROUP ID").rank(4),
     Column::left("CGROUP").shrinks_to(12).rank(1),
 ];
@@ -59,6 +60,7 @@ pub(crate) fn run(args: &ContainersArgs) -> anyhow::Result<()> {
     for status in directory.statuses() {
         say!("{}", runtime(&status));
     }
+    say!("kubernetes: {}", kubernetes(directory.kubernetes().as_ref()));
     Ok(())
 }
 
@@ -70,6 +72,7 @@ fn row(container: &Container) -> Vec<Cell> {
         container.image.clone().into(),
         container.pod.clone().into(),
         container.namespace.clone().into(),
+        container.owner.as_ref().map(ToString::to_string).into(),
         container.cgroup_id.to_string().into(),
         container.cgroup_path.clone().into(),
     ]

@@ -7,7 +7,7 @@ use model::mountinfo::CgroupLayout;
 use probe::{Kernel, Monitor, Options, Owner, Status, check_privileges};
 use serde::Serialize;
 
-use super::{reconcile, runtime};
+use super::{kubernetes, reconcile, runtime};
 use crate::{
     args::DoctorArgs,
     output::{
@@ -88,6 +88,9 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         // A runtime that is not there is nothing to mend.
         found("runtime", Ok(runtime(&status)));
     }
+    let status = directory.kubernetes();
+    let text = kubernetes(status.as_ref());
+    found("kubernetes", if status.is_none_or(|status| status.is_whole()) { Ok(text) } else { Err(text) });
     if able {
         let options = Options {
             totals: true,

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::{
     args::PeerArgs,
-    identity::{RuntimeState, RuntimeStatus},
+    identity::{RuntimeState, RuntimeStatus, kubernetes::KubernetesStatus},
     output::{
         format::Format,
         say,
@@ -89,6 +89,14 @@ fn owner(container: &Container) -> String {
             [namespace, pod, &container.name].map(|name| sanitize(name).into_owned()).join("/")
         }
         _ => container.name.clone(),
+    }
+}
+
+/// What became of Kubernetes.
+fn kubernetes(status: Option<&KubernetesStatus>) -> String {
+    match status {
+        None => "not asked: this is no pod with a service account, and there is no --kubeconfig".to_owned(),
+        Some(status) => sanitize(&status.to_string()).into_owned(),
     }
 }
 

@@ -102,13 +102,13 @@ impl Cgroups {
         }
     }
 
-    /// The container that cgroup `id` is or lies in. `metadata` is asked with the container's id, and
+    /// The container that cgroup `id` is or lies in. `metadata` is asked with what the path tells, and
     /// only when `generation`, the count of its changes, is not the one of the last answer.
     pub(super) fn container(
         &self,
         id: u64,
         generation: u64,
-        metadata: impl Fn(&str) -> Option<Arc<Metadata>>,
+        metadata: impl Fn(&Identity) -> Option<Arc<Metadata>>,
     ) -> Option<Arc<Container>> {
         let cgroup = self.by_id.get(&id)?;
         let mut told = cgroup.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,13 +122,14 @@ impl Cgroups {
         let met_later = || self.by_id.is_live(&id).then(|| self.live_at(&identity.container_path)).flatten();
         let owner = cgroup.owner.or_else(met_later).unwrap_or(id);
         let inner = container::inside(&cgroup.path, &identity).map(|mut inner| {
-            let told = inner.id.as_deref().and_then(&metadata);
+            let identity = Identity { id: inner.id.clone(), pod_uid: None, ..identity.clone() };
+            let told = metadata(&identity);
             if let Some(name) = told.and_then(|told| told.name.clone()) {
                 inner.name = name;
             }
             Box::new(inner)
         });
-        let metadata = identity.id.as_deref().and_then(metadata);
+        let metadata = metadata(&identity);
         let mut container =
             Arc::new(Container { inner, ..Container::new(owner, identity, metadata.as_deref()) });
         if let Some((_, before)) = &*told

@@ -1,8 +1,9 @@
 //! Which container a cgroup id stands for: the live directory.
 //!
 //! The path of the cgroup says most ([`model::container`]); Docker, Podman, and containerd and CRI-O by CRI,
-//! where they run, add names, images, labels, annotations and pods. Looking up never waits: what is not known
-//! yet is told as `cgroup:<id>`, and told better once it is known.
+//! where they run, add names, images, labels, annotations and pods; Kubernetes, where there is one, what pods belong to, and
+//! names of addresses. Looking up never waits: what is not known yet is told as `cgroup:<id>`, and told better
+//! once it is known.
 
 mod asking;
 mod cgroups;
@@ -12,6 +13,7 @@ mod docker;
 mod fake_cri;
 #[cfg(test)]
 mod fake_runtime;
+pub(crate) mod kubernetes;
 mod lingering;
 mod missing;
 mod registry;
@@ -21,6 +23,7 @@ mod watched;
 
 use std::collections::HashSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -33,6 +36,7 @@ use model::mountinfo::{CgroupLayout, Mount};
 use tokio::sync::oneshot;
 
 use cgroups::Cgroups;
+use kubernetes::{Access, Kubernetes, KubernetesStatus, PeerName};
 use missing::Missing;
 use registry::Registry;
 pub(crate) use registry::{RuntimeState, RuntimeStatus};
@@ -47,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) mount: Option<Mount>,
     /// Sockets of container runtimes; none takes the usual ones, an empty list asks nobody.
     pub(crate) runtime_sockets: Option<Vec<PathBuf>>,
+    /// The Kubernetes API server to ask, if any.
+    pub(crate) kubernetes: Option<Access>,
 }
 
 /// All cgroups and containers of this host. Shared by threads; every method takes `&self`.
@@ -65,6 +71,7 @@ pub(crate) struct Directory {
 struct Shared {
     cgroups: RwLock<Cgroups>,
     registry: Arc<Registry>,
+    kubernetes: Option<Kubernetes>,
 }
 
 impl Shared {
@@ -84,7 +91,7 @@ impl Directory {
     /// # Errors
     /// When `/proc/self/mountinfo` cannot be read or a thread cannot be started.
     pub(crate) fn start(options: Options) -> anyhow::Result<Self> {
-        let Options { mount, runtime_sockets } = options;
+        let Options { mount, runtime_sockets, kubernetes } = options;
         let layout = match mount {
             Some(mount) => CgroupLayout::Unified { mount },
             None => CgroupLayout::parse(
@@ -95,7 +102,11 @@ impl Directory {
         let registry = Arc::new(Registry::new(sockets));
         let runtimes = runtime::start(registry.clone(), runtime::Timing::default())
             .context("starting the thread that asks the container runtimes")?;
-        let shared = Arc::new(Shared { cgroups: RwLock::new(Cgroups::new()), registry });
+        let kubernetes = kubernetes
+            .map(|access| Kubernetes::start(access, kubernetes::Timing::default()))
+            .transpose()
+            .context("starting the thread that asks Kubernetes")?;
+        let shared = Arc::new(Shared { cgroups: RwLock::new(Cgroups::new()), registry, kubernetes });
         let (walk, asked) = sync_channel(1);
         if let Some(mount) = layout.mount().cloned() {
             take_walk(&shared, &mount);
@@ -121,15 +132,34 @@ impl Directory {
     }
 
     fn known(&self, cgroup_id: u64) -> Option<Arc<Container>> {
-        let registry = &self.shared.registry;
-        let generation = registry.generation();
-        self.shared.cgroups().container(cgroup_id, generation, |id| {
-            let metadata = registry.metadata(id);
-            if metadata.is_none() {
-                registry.ask_for(id);
+        let Shared { registry, kubernetes, .. } = &*self.shared;
+        // Both only grow.
+        let generation = registry.generation() + kubernetes.as_ref().map_or(0, Kubernetes::generation);
+        self.shared.cgroups().container(cgroup_id, generation, |identity| {
+            let told = identity.id.as_deref().and_then(|id| {
+                let metadata = registry.metadata(id);
+                if metadata.is_none() {
+                    registry.ask_for(id);
+                }
+                metadata
+            });
+            match kubernetes {
+                Some(kubernetes) => kubernetes.complete(identity, told),
+                None => told,
             }
-            metadata
         })
+    }
+
+    /// What an address and a port are called in the Kubernetes cluster: a service by its cluster address, or a pod of
+    /// any node. None without Kubernetes, while it has not told yet, and for an address that may be something else
+    /// too, such as a node's. Costs a hash table's lookup; an IPv4 address may be mapped to IPv6.
+    pub(crate) fn name_of(&self, address: IpAddr, port: u16) -> Option<PeerName> {
+        self.shared.kubernetes.as_ref()?.name_of(address, port)
+    }
+
+    /// How it goes with Kubernetes; none if it is not asked.
+    pub(crate) fn kubernetes(&self) -> Option<KubernetesStatus> {
+        self.shared.kubernetes.as_ref().map(Kubernetes::status)
     }
 
     /// The owners of all cgroups that still exist, each once.
@@ -142,12 +172,11 @@ impl Directory {
             .collect()
     }
 
-    /// Whether a runtime may still tell names of containers that have none.
+    /// Whether a runtime or Kubernetes may still tell names of containers that have none.
     pub(crate) fn awaits_names(&self) -> bool {
-        let states = self.statuses().into_iter().map(|status| status.state);
-        states
-            .into_iter()
-            .any(|state| matches!(state, RuntimeState::Starting | RuntimeState::Connected { .. }))
+        let mut states = self.statuses().into_iter().map(|status| status.state);
+        states.any(|state| matches!(state, RuntimeState::Starting | RuntimeState::Connected { .. }))
+            || self.shared.kubernetes.as_ref().is_some_and(Kubernetes::awaits_names)
     }
 
     /// Whether this cgroup exists, as far as is known.
@@ -160,10 +189,14 @@ impl Directory {
         self.shared.cgroups().subtree(path)
     }
 
-    /// Waits for the first answers of the runtimes, at most for `timeout`. Returns at once when there is no
-    /// runtime to wait for.
+    /// Waits for the first answers of the runtimes and of Kubernetes, at most for `timeout`. Returns at once when
+    /// there is nobody to wait for.
     pub(crate) fn settle(&self, timeout: Duration) {
+        let begun = Instant::now();
         self.shared.registry.settle(timeout);
+        if let Some(kubernetes) = &self.shared.kubernetes {
+            kubernetes.settle(timeout.saturating_sub(begun.elapsed()));
+        }
     }
 
     /// The kernel made a cgroup. `path` is relative to the root of the hierarchy.
@@ -248,7 +281,8 @@ mod tests {
 
         fn directory(&self, runtime_sockets: Vec<PathBuf>) -> Directory {
             let mount = Mount { point: self.root.path().to_owned(), root: "/".to_owned() };
-            let options = Options { mount: Some(mount), runtime_sockets: Some(runtime_sockets) };
+            let runtime_sockets = Some(runtime_sockets);
+            let options = Options { mount: Some(mount), runtime_sockets, kubernetes: None };
             Directory::start(options).unwrap()
         }
     }
