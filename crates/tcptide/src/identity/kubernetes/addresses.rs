@@ -115,7 +115,7 @@ pub(super) struct Addresses {
     left_out: HashMap<Source, HashSet<u64>>,
     hasher: RandomState,
     nodes: HashMap<Arc<str>, Vec<IpAddr>>,
-    node_addresses: HashMap<IpAddr, usize>,
+    of_nodes: HashMap<IpAddr, usize>,
     /// Nodes that slices name and the list of nodes did not.
     unknown_nodes: HashSet<Arc<str>>,
 }
@@ -160,7 +160,7 @@ impl Addresses {
             Place::Node => false,
             Place::On(node) => node.as_ref().is_some_and(|node| self.nodes.contains_key(node)),
         };
-        !self.node_addresses.contains_key(&address)
+        !self.of_nodes.contains_key(&address)
             && claims.iter().all(|claim| claim.place != Place::Node)
             && claims.iter().any(known)
     }
@@ -210,10 +210,9 @@ impl Addresses {
 
     pub(super) fn put_pod(&mut self, pod: &Pod) {
         let key = pod.metadata.key();
-        let addresses = match pod.status.is_over() {
-            true => Vec::new(),
-            false => objects::addresses(pod.status.pod_ips.iter().map(|address| &address.ip)),
-        };
+        // One that is over keeps addresses that may be another pod's by now.
+        let own = pod.status.pod_ips.iter().filter(|_| !pod.status.is_over());
+        let addresses = objects::addresses(own.map(|address| &address.ip));
         let place = if pod.spec.host_network { Place::Node } else { Place::Own };
         let claim = Claim { by: (Source::Pod, key.clone()), of: key, ports: Arc::new([]), place };
         let claims = addresses.into_iter().map(|address| (address, claim.clone())).collect();
@@ -280,17 +279,17 @@ impl Addresses {
         }
         let addresses = objects::addresses(node.status.addresses.iter().map(|address| &address.address));
         for address in &addresses {
-            *self.node_addresses.entry(*address).or_default() += 1;
+            *self.of_nodes.entry(*address).or_default() += 1;
         }
         self.nodes.insert(name, addresses);
     }
 
     fn remove_node(&mut self, name: &str) {
         for address in self.nodes.remove(name).unwrap_or_default() {
-            if let Some(count) = self.node_addresses.get_mut(&address) {
+            if let Some(count) = self.of_nodes.get_mut(&address) {
                 *count -= 1;
                 if *count == 0 {
-                    self.node_addresses.remove(&address);
+                    self.of_nodes.remove(&address);
                 }
             }
         }

@@ -308,13 +308,11 @@ impl Events {
                     anyhow!("watch {}: an event of more than {most} MiB is not taken", kind.plural).into()
                 );
             }
-            Ok(Ok(_)) => return Ok(Next::End),
-            Ok(Err(error)) => {
-                tracing::debug!("watch {}: {error}", kind.plural);
+            // A silent server was told when to end it, and did not: the next request will show whether it is there.
+            end => {
+                tracing::debug!("watch {}: over: {end:?}", kind.plural);
                 return Ok(Next::End);
             }
-            // The server was told when to end it, and did not: the next request will show whether it is there.
-            Err(_) => return Ok(Next::End),
         }
         match serde_json::from_slice(line) {
             Ok(WatchEvent::Error(status)) if status.code == 410 => Err(Failure::Gone),

@@ -381,7 +381,7 @@ fn watch(
                 // In two pieces: a chunk is no line.
                 let line = line(change.kind, &change.object);
                 let (first, second) = line.split_at(line.len() / 2);
-                text.push_str(&format!("{}{}", chunk(first), chunk(second)));
+                text.extend([chunk(first), chunk(second)]);
             }
             told = told.max(state.version);
         }

@@ -127,7 +127,7 @@ pub(super) struct PodStatus {
 }
 
 impl PodStatus {
-    /// Whether all its containers have ended for good: its addresses may be another pod's by now.
+    /// Whether all its containers have ended for good.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.phase.as_str(), "Succeeded" | "Failed")
     }
@@ -184,14 +184,15 @@ pub(super) struct ServiceSpec {
 #[serde(default)]
 pub(super) struct Port {
     pub(super) name: Option<String>,
-    pub(super) port: Option<u16>,
+    #[serde(rename = "port")]
+    pub(super) number: Option<u16>,
     pub(super) protocol: Option<String>,
 }
 
 impl Port {
     /// The number, if it is one of TCP.
     pub(super) fn tcp(&self) -> Option<u16> {
-        self.port.filter(|_| self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
+        self.number.filter(|_| self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
     }
 }
 

@@ -1,11 +1,14 @@
 //! Lists, watches, and what goes wrong with them, against a server that does it.
 
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use model::container::identify;
+use model::mountinfo::Mount;
 use serde_json::json;
 
+use super::super::{Directory, Options};
 use super::fake_api::{Cut, FakeApi, NODES, PODS, SERVICES, SLICES, kubeconfig, node, pod, service, slice};
 use super::*;
 
@@ -103,6 +106,41 @@ fn containers_and_addresses_are_named() {
     );
     assert_eq!(status.to_string(), text);
     assert!(fake.requests("GET /api/v1/pods").iter().all(|request| request.contains("nodeName%3Dn1")));
+}
+
+#[test]
+fn a_directory_joins_what_path_and_cluster_tell() {
+    let fake = cluster();
+    let root = tempfile::tempdir().unwrap();
+    let id = "3f4d9a1be0c75c21d8f6aa0970b4e1c22d6b8f0e9a7c5d3b1f2e4a6c8d0b9e7f";
+    let uid = "0b7a2c1e-5f3d-4a86-9c1b-7d2e8f4a6b05";
+    let mut late = pod("shop-f", "n1", id, "10.1.0.11");
+    late["metadata"]["uid"] = json!(uid);
+    let path = root.path().join(format!("kubepods/burstable/pod{uid}/{id}"));
+    std::fs::create_dir_all(&path).unwrap();
+    let cgroup = std::fs::metadata(&path).unwrap().ino();
+    let directory = Directory::start(Options {
+        mount: Some(Mount { point: root.path().to_owned(), root: "/".to_owned() }),
+        runtime_sockets: Some(Vec::new()),
+        kubernetes: Access::find(Some(&fake.kubeconfig()), Some("n1")).unwrap(),
+    })
+    .unwrap();
+    directory.settle(LONG);
+    assert!(directory.kubernetes().unwrap().is_whole() && directory.awaits_names());
+    let before = directory.resolve(cgroup);
+    assert_eq!((before.name.as_str(), before.owner.as_ref()), ("3f4d9a1be0c7", None));
+    fake.put(PODS, late);
+    let begun = Instant::now();
+    while directory.resolve(cgroup).name != "web" {
+        assert!(begun.elapsed() < LONG, "{:?}", directory.resolve(cgroup));
+        thread::sleep(Duration::from_millis(5));
+    }
+    let told = directory.resolve(cgroup);
+    assert_eq!((told.pod.as_deref(), told.node.as_deref()), (Some("shop-f"), Some("n1")));
+    assert_eq!(told.owner.as_ref().map(ToString::to_string).as_deref(), Some("Deployment/shop"));
+    assert!(Arc::ptr_eq(&told, &directory.resolve(cgroup)), "cached");
+    let name = directory.name_of("10.96.0.7".parse().unwrap(), 80);
+    assert_eq!(name.map(|name| name.to_string()).as_deref(), Some("prod/shop"));
 }
 
 #[test]
