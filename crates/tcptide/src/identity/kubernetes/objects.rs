@@ -9,6 +9,9 @@ use serde::{Deserialize, Deserializer};
 /// Namespace and name: what tells objects of one kind apart. The namespace of a node is empty.
 pub(super) type Key = (Arc<str>, Arc<str>);
 
+/// The longest name that the API allows is 253 bytes, of a kind 63.
+const LONGEST_NAME: usize = 253;
+
 /// One page of a list.
 #[derive(Deserialize)]
 pub(super) struct List<T> {
@@ -49,6 +52,13 @@ pub(super) struct Meta {
 }
 
 impl Meta {
+    /// Whether it has names as the API has them. Longer ones are not kept.
+    pub(super) fn is_named(&self) -> bool {
+        let owners = self.owner_references.iter().flat_map(|owner| [&owner.kind, &owner.name]);
+        let names = [&self.name, &self.namespace, &self.uid].into_iter().chain(owners);
+        !self.name.is_empty() && names.into_iter().all(|name| name.len() <= LONGEST_NAME)
+    }
+
     pub(super) fn key(&self) -> Key {
         (self.namespace.as_str().into(), self.name.as_str().into())
     }

@@ -76,9 +76,13 @@ pub(super) async fn follow<T: Object>(
     loop {
         let begun = Instant::now();
         match round::<T>(api, shared, selector, position).await {
-            // A watch that ended in its time is no reason to wait.
-            Ok(()) if begun.elapsed() >= timing.longest_retry => {}
-            Ok(()) => sleep(pause.after(begun.elapsed())).await,
+            Ok(()) => {
+                let (lasted, wait) = (begun.elapsed(), pause.after(begun.elapsed()));
+                // A watch that ended in its time is no reason to wait.
+                if lasted < timing.longest_retry {
+                    sleep(wait).await;
+                }
+            }
             Err(Failure::Gone) => {
                 *position = Position { version: None, newest: true };
                 sleep(pause.after(begun.elapsed())).await;
@@ -128,7 +132,9 @@ fn take<T: Object>(event: WatchEvent<T>, shared: &Shared) -> Option<String> {
     match event {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => {
             let version = object.meta().resource_version.clone();
-            object.put(shared);
+            if object.meta().is_named() {
+                object.put(shared);
+            }
             Some(version)
         }
         WatchEvent::Deleted(object) => {
@@ -158,9 +164,8 @@ pub(super) async fn list<T: Object>(
     for _ in 0..MOST_PAGES {
         let page = api.list::<T>(T::KIND, &params).await?;
         for object in page.items {
-            let key = object.meta().key();
-            if !key.1.is_empty() {
-                listed.insert(key);
+            if object.meta().is_named() {
+                listed.insert(object.meta().key());
                 object.put(shared);
             }
         }
