@@ -10,7 +10,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::objects::{self, EndpointSlice, Key, Node, Pod, Port, Service};
+use super::nodes::Nodes;
+use super::objects::{self, EndpointSlice, Key, Pod, Port, Service};
 
 /// The most addresses of services kept.
 const MOST_SERVICES: usize = 50_000;
@@ -18,8 +19,6 @@ const MOST_SERVICES: usize = 50_000;
 const MOST_ENDPOINTS: usize = 100_000;
 /// The most addresses of the own node's pods.
 const MOST_PODS: usize = 10_000;
-/// The most nodes kept.
-const MOST_NODES: usize = 20_000;
 
 /// What an address and a port belong to in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,10 +113,7 @@ pub(super) struct Addresses {
     /// Objects for which there was no room, by a hash.
     left_out: HashMap<Source, HashSet<u64>>,
     hasher: RandomState,
-    nodes: HashMap<Arc<str>, Vec<IpAddr>>,
-    of_nodes: HashMap<IpAddr, usize>,
-    /// Nodes that slices name and the list of nodes did not.
-    unknown_nodes: HashSet<Arc<str>>,
+    pub(super) nodes: Nodes,
 }
 
 /// How many there are.
@@ -158,9 +154,9 @@ impl Addresses {
         let known = |claim: &Claim| match &claim.place {
             Place::Own => true,
             Place::Node => false,
-            Place::On(node) => node.as_ref().is_some_and(|node| self.nodes.contains_key(node)),
+            Place::On(node) => node.as_ref().is_some_and(|node| self.nodes.knows(node)),
         };
-        !self.of_nodes.contains_key(&address)
+        !self.nodes.have(address)
             && claims.iter().all(|claim| claim.place != Place::Node)
             && claims.iter().any(known)
     }
@@ -195,11 +191,8 @@ impl Addresses {
             let namespace = if pod.namespace.is_empty() { &slice.metadata.namespace } else { &pod.namespace };
             let of = (shared(namespace), pod.name.as_str().into());
             let node = endpoint.node_name.as_deref().map(&mut shared);
-            if let Some(node) = &node
-                && !self.nodes.contains_key(node)
-                && self.unknown_nodes.len() < MOST_NODES
-            {
-                self.unknown_nodes.insert(node.clone());
+            if let Some(node) = &node {
+                self.nodes.note(node);
             }
             let claim = Claim { by: by.clone(), of, ports: ports.clone(), place: Place::On(node) };
             let addresses = objects::addresses(&endpoint.addresses);
@@ -270,50 +263,6 @@ impl Addresses {
         }
     }
 
-    pub(super) fn put_node(&mut self, node: &Node) {
-        let name: Arc<str> = node.metadata.name.as_str().into();
-        self.remove_node(&name);
-        self.unknown_nodes.remove(&name);
-        if self.nodes.len() >= MOST_NODES {
-            return;
-        }
-        let addresses = objects::addresses(node.status.addresses.iter().map(|address| &address.address));
-        for address in &addresses {
-            *self.of_nodes.entry(*address).or_default() += 1;
-        }
-        self.nodes.insert(name, addresses);
-    }
-
-    fn remove_node(&mut self, name: &str) {
-        for address in self.nodes.remove(name).unwrap_or_default() {
-            if let Some(count) = self.of_nodes.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    self.of_nodes.remove(&address);
-                }
-            }
-        }
-    }
-
-    /// Forgets the nodes that are not listed, and which ones were missing: what is not in the list is not there.
-    pub(super) fn keep_nodes(&mut self, listed: &HashSet<Key>) {
-        let gone: Vec<Arc<str>> = self
-            .nodes
-            .keys()
-            .filter(|node| !listed.contains(&("".into(), (*node).clone())))
-            .cloned()
-            .collect();
-        for node in gone {
-            self.remove_node(&node);
-        }
-        self.unknown_nodes.clear();
-    }
-
-    /// Whether slices named nodes that the last list of nodes did not.
-    pub(super) fn misses_nodes(&self) -> bool {
-        !self.unknown_nodes.is_empty()
-    }
-
     pub(super) fn counts(&self) -> Counts {
         let count = |source| self.counts.get(&source).copied().unwrap_or_default();
         let left_out = |source| self.left_out.get(&source).map_or(0, HashSet::len);
@@ -341,8 +290,9 @@ fn ports(ports: &[Port]) -> Ports {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, from_value, json};
+    use serde_json::{from_value, json};
 
+    use super::super::objects::{Endpoint, Node, TargetRef};
     use super::*;
 
     fn told(addresses: &Addresses, address: &str, port: u16) -> Option<String> {
@@ -362,16 +312,22 @@ mod tests {
     }
 
     fn slice(name: &str, port: u16, endpoints: &[(&str, &str, &str)]) -> EndpointSlice {
-        let endpoint = |(address, pod, node): &(&str, &str, &str)| -> Value {
-            let target = json!({"kind": "Pod", "namespace": "prod", "name": pod});
-            json!({"addresses": [address], "nodeName": node, "targetRef": target})
+        // Not by way of JSON: there are a hundred thousand.
+        let endpoint = |(address, pod, node): &(&str, &str, &str)| Endpoint {
+            addresses: vec![(*address).to_owned()],
+            node_name: Some((*node).to_owned()),
+            target_ref: Some(TargetRef {
+                kind: "Pod".to_owned(),
+                namespace: "prod".to_owned(),
+                name: (*pod).to_owned(),
+            }),
         };
-        let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
-        from_value(json!({
-            "metadata": {"name": name, "namespace": "prod"},
-            "endpoints": endpoints, "ports": [{"port": port, "protocol": "TCP"}],
+        let mut slice: EndpointSlice = from_value(json!({
+            "metadata": {"name": name, "namespace": "prod"}, "ports": [{"port": port, "protocol": "TCP"}],
         }))
-        .unwrap()
+        .unwrap();
+        slice.endpoints = endpoints.iter().map(endpoint).collect();
+        slice
     }
 
     fn pod(name: &str, address: &str, host_network: bool, phase: &str) -> Pod {
@@ -383,8 +339,7 @@ mod tests {
     }
 
     fn node(name: &str, address: &str) -> Node {
-        let addresses =
-            json!([{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]);
+        let addresses = json!([{"type": "InternalIP", "address": address}]);
         from_value(json!({"metadata": {"name": name}, "status": {"addresses": addresses}})).unwrap()
     }
 
@@ -420,20 +375,20 @@ mod tests {
             "by address and port"
         );
         assert_eq!(told(&addresses, "10.1.0.5", 51_234), None, "it may be the node's");
-        assert!(addresses.misses_nodes());
-        addresses.put_node(&node("n1", "192.0.2.1"));
-        assert!(addresses.misses_nodes(), "n2");
+        assert!(addresses.nodes.are_missing());
+        addresses.nodes.put(&node("n1", "192.0.2.1"));
+        assert!(addresses.nodes.are_missing(), "n2");
         assert_eq!(told(&addresses, "10.1.0.5", 51_234).as_deref(), Some("pod prod/web-a"));
         assert_eq!(told(&addresses, "10.1.0.6", 51_234), None, "its node is not known");
-        addresses.keep_nodes(&HashSet::new());
+        addresses.nodes.keep(&HashSet::new());
         assert_eq!(told(&addresses, "10.1.0.5", 51_234), None);
-        assert!(!addresses.misses_nodes());
+        assert!(!addresses.nodes.are_missing());
     }
 
     #[test]
     fn a_nodes_address_is_a_pods_at_its_port_only() {
         let mut addresses = Addresses::default();
-        addresses.put_node(&node("n1", "192.0.2.1"));
+        addresses.nodes.put(&node("n1", "192.0.2.1"));
         addresses.put_slice(&slice("exporter", 9100, &[("192.0.2.1", "exporter-a", "n1")]));
         assert_eq!(told(&addresses, "192.0.2.1", 9100).as_deref(), Some("pod prod/exporter-a"));
         assert_eq!(told(&addresses, "192.0.2.1", 10_250), None, "the kubelet");
@@ -444,7 +399,7 @@ mod tests {
         assert_eq!(told(&addresses, "192.0.2.9", 10_256).as_deref(), Some("pod prod/proxy-b"));
         assert_eq!(told(&addresses, "192.0.2.9", 10_250), None);
         addresses.remove(Source::Pod, &("prod".into(), "agent-c".into()));
-        addresses.put_node(&node("n9", "192.0.2.10"));
+        addresses.nodes.put(&node("n9", "192.0.2.10"));
         assert_eq!(told(&addresses, "192.0.2.9", 10_250), None, "one pod of the node's network is left");
     }
 

@@ -7,6 +7,7 @@ mod addresses;
 mod client;
 #[cfg(test)]
 mod fake_api;
+mod nodes;
 mod objects;
 mod pods;
 mod tables;

@@ -248,7 +248,7 @@ impl Shared {
 
     /// Waits until a slice names a node that the last list of nodes did not.
     pub(super) async fn until_a_node_is_missing(&self) {
-        while !self.tables().addresses.misses_nodes() {
+        while !self.tables().addresses.nodes.are_missing() {
             self.nodes.notified().await;
         }
     }
@@ -339,12 +339,12 @@ impl Object for Node {
     }
 
     fn put(self, shared: &Shared) {
-        shared.tables_mut().addresses.put_node(&self);
+        shared.tables_mut().addresses.nodes.put(&self);
     }
 
     fn remove(_: &Key, _: &Shared) {}
 
     fn keep(listed: &HashSet<Key>, shared: &Shared) {
-        shared.tables_mut().addresses.keep_nodes(listed);
+        shared.tables_mut().addresses.nodes.keep(listed);
     }
 }
