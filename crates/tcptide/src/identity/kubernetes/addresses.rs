@@ -4,7 +4,7 @@
 //! else runs on it: such an address is a pod's only together with a port that is the pod's. That an address is not
 //! a node's is known of the pods of the own node, and elsewhere from the list of nodes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -227,7 +227,11 @@ impl Addresses {
         *count += claims.len();
         self.told.insert(by, claims.iter().map(|(address, _)| *address).collect());
         for (address, claim) in claims {
-            self.by_address.entry(address).or_default().push(claim);
+            match self.by_address.entry(address) {
+                // Most have one, for which a vector that grows would make room for four.
+                Entry::Vacant(vacant) => drop(vacant.insert(vec![claim])),
+                Entry::Occupied(mut claims) => claims.get_mut().push(claim),
+            }
         }
     }
 
