@@ -16,6 +16,9 @@ pub(super) const SERVICES: &str = "/api/v1/services";
 pub(super) const NODES: &str = "/api/v1/nodes";
 pub(super) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
+/// The kind of a change that is told by a line that is not Kubernetes'.
+const GARBAGE: &str = "";
+
 /// Something that happened, at a version.
 struct Change {
     version: u64,
@@ -31,8 +34,6 @@ pub(super) enum Cut {
     InOrder,
     /// In the middle of a chunk.
     InAChunk,
-    /// With a line that is not Kubernetes'.
-    WithGarbage,
 }
 
 #[derive(Default)]
@@ -150,6 +151,14 @@ impl FakeApi {
             let version = state.version.to_string();
             let object = json!({"kind": "X", "apiVersion": "v1", "metadata": {"resourceVersion": version}});
             state.note(path, "BOOKMARK", object);
+        });
+    }
+
+    /// Something happens that is told, to all who watch from before it, by a line that is not Kubernetes'.
+    pub(super) fn garbage(&self, path: &str) {
+        self.change(|state| {
+            state.version += 1;
+            state.note(path, GARBAGE, Value::Null);
         });
     }
 
@@ -366,7 +375,10 @@ fn watch(
         if state.ended {
             return;
         }
-        let line = |kind: &str, object: &Value| format!("{}\n", json!({"type": kind, "object": object}));
+        let line = |kind: &str, object: &Value| match kind {
+            GARBAGE => "]{ not json\n".to_owned(),
+            _ => format!("{}\n", json!({"type": kind, "object": object})),
+        };
         let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
         let mut text = String::new();
         let mut over = false;
@@ -375,8 +387,8 @@ fn watch(
             over = true;
         } else {
             let news = state.changes.iter().filter(|change| change.version > told && change.path == path);
-            for change in
-                news.filter(|change| change.kind == "BOOKMARK" || is_selected(&change.object, query))
+            let is_for_all = |kind| ["BOOKMARK", GARBAGE].contains(&kind);
+            for change in news.filter(|change| is_for_all(change.kind) || is_selected(&change.object, query))
             {
                 // In two pieces: a chunk is no line.
                 let line = line(change.kind, &change.object);
@@ -388,7 +400,6 @@ fn watch(
         if state.cuts.0 != cuts {
             match state.cuts.1 {
                 Some(Cut::InAChunk) => text.push_str("1000\r\n{\"type\":\"ADDED\",\"object\":{\"metada"),
-                Some(Cut::WithGarbage) => text.push_str(&chunk("]\u{0}{ not json\n")),
                 _ => text.push_str("0\r\n\r\n"),
             }
             over = true;

@@ -358,7 +358,7 @@ fn garbage_is_an_error_and_then_forgotten() {
     let fake = cluster();
     let watched = Watched::start(&fake);
     watched.until("listening", |_| fake.listening() == 3);
-    fake.cut(Cut::WithGarbage);
+    fake.garbage(PODS);
     fake.delete(PODS, "prod", "shop-a");
     fake.put(PODS, pod("shop-c", "n1", "ccc", "10.1.0.6"));
     watched.until("listed again", |watched| watched.container("ccc").is_some());
