@@ -473,7 +473,8 @@ pub fn document() -> String {
         page,
         "Only with `tcptide agent --edges`: a container and whom it talks to. Each has the labels `{}`. `direction` is `active` \
          where the container is the client, `passive` where it is the server, and empty where nobody saw who began. The \
-         `peer_container`, `peer_pod` and `peer_namespace` are those of a far end on this host, and empty of others. `peer_name` is \
+         `peer_container`, `peer_pod` and `peer_namespace` are those of a far end on this host; of others the last two are told if \
+         Kubernetes tells the pod. `peer_name` is \
          the name of the far end's address ([attribution.md](attribution.md)), else the address itself; `~elsewhere` are all \
          clients on other hosts that have no name. `peer_port` is the server's port, and empty where the container is the server \
          itself. Edges beyond the most are each container's `~other`: the sum of a container's edges is what the container has \

@@ -255,7 +255,8 @@ impl Session {
             let container = &self.directory.resolve(record.cgroup_id);
             let peer = self.peer_of(Starts::of(record));
             let at = if record.opened_ns == 0 { record.time_ns } else { record.opened_ns };
-            let peer_name = self.names.of(container, connection::peer(record).address, at);
+            let address = (connection::peer(record).address, record.peer_port);
+            let peer_name = self.peer_name(container, address, at);
             let seen = Seen { record, container, peer, peer_name, clock: &clock };
             if self.is_wanted(&seen) {
                 each(&seen)?;
@@ -325,9 +326,14 @@ impl Session {
         self.peer(starts).map(|(_, container)| container)
     }
 
-    /// What its address is called, as of a time (`CLOCK_MONOTONIC`, ns).
-    pub(crate) fn peer_name(&self, container: &Container, address: IpAddr, at_ns: u64) -> Option<String> {
-        self.names.of(container, address, at_ns)
+    /// What its address and port are called, as of a time (`CLOCK_MONOTONIC`, ns).
+    pub(crate) fn peer_name(
+        &self,
+        container: &Container,
+        address: (IpAddr, u16),
+        at_ns: u64,
+    ) -> Option<String> {
+        Some(self.names.of(&self.directory, container, address, at_ns)?.name)
     }
 
     /// Waits for what names were asked for and are not known yet, for a moment at most.
@@ -338,7 +344,8 @@ impl Session {
     /// Says what the addresses of far ends are called.
     pub(crate) fn name_peers(&self, connections: &mut [&mut Connection]) {
         let now = clock().monotonic_ns;
-        let of = |c: &Connection| self.peer_name(&c.container, c.peer.address, now);
+        let address = |c: &Connection| (c.peer.address, c.peer.port.unwrap_or_default());
+        let of = |c: &Connection| self.peer_name(&c.container, address(c), now);
         for connection in &*connections {
             of(connection);
         }

@@ -22,7 +22,10 @@ use super::{
     series::{Labels, Sample, labels},
     text,
 };
-use crate::peers::{Peers, Starts};
+use crate::{
+    names::Called,
+    peers::{Peers, Starts},
+};
 
 /// Both ends of a connection have told of its end after so long.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -36,8 +39,8 @@ const OTHER: &str = "~other";
 /// Clients on other hosts that have no name: their addresses are too many to be labels.
 const ELSEWHERE: &str = "~elsewhere";
 
-/// Whom to ask for names: the near end's container, the far end's address, when the connection opened (ns).
-pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, IpAddr, u64) -> Option<String>;
+/// Whom to ask for names: the near end's container, the far end's address and port, when the connection opened (ns).
+pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, (IpAddr, u16), u64) -> Option<Called>;
 /// Whose a cgroup is.
 pub(crate) type OwnerOf<'a> = &'a dyn Fn(u64) -> Arc<Container>;
 
@@ -324,14 +327,21 @@ impl Edges {
         let is_service = direction == Some(Direction::Active);
         // A port may be translated on the way: the server knows its own.
         let port = is_service.then(|| far.map_or(socket.peer_port, |end| end.local_port));
-        let named = name(&near, socket.peer, socket.at_ns);
-        let name = match (named, far) {
+        let called = name(&near, (socket.peer, socket.peer_port), socket.at_ns);
+        let (called, pod) = called.map_or((None, None), |called| (Some(called.name), called.pod));
+        let name = match (called, far) {
             (Some(name), _) => name,
             (None, Some(_)) => String::new(),
             (None, None) if direction == Some(Direction::Passive) => ELSEWHERE.to_owned(),
             (None, None) => socket.peer.to_string(),
         };
-        let far = far.map(|end| labels(&owner(end.cgroup_id))).unwrap_or_default();
+        let far = match (far, pod) {
+            (Some(end), _) => labels(&owner(end.cgroup_id)),
+            (None, Some((namespace, pod))) => {
+                Labels { pod: pod.to_string(), namespace: namespace.to_string(), ..Labels::default() }
+            }
+            (None, None) => Labels::default(),
+        };
         let mut key = Key { near: labels(&near), far, name, port, direction };
         if !self.by_key.contains_key(&key) && self.by_key.len() >= self.most {
             self.folded += 1;
@@ -434,6 +444,20 @@ mod tests {
         edges.settle(Instant::now() + 4 * SETTLED, &container, &|_, _, _| None);
         assert!(edges.gone.is_empty());
         assert_eq!(shown(&mut edges, now, &[8]).len(), 1, "the other container's series ended");
+    }
+
+    #[test]
+    fn a_pod_elsewhere_is_told_by_its_labels() {
+        let mut edges = Edges::new(10);
+        edges.begin_walk();
+        edges.row(&socket(1, 7, ROW, 1));
+        let pod = |_: &Container, (_, port): (IpAddr, u16), _: u64| {
+            let pod = Some(("shop".into(), "db-0".into()));
+            (port == 8080).then(|| Called { name: "shop/db-0".to_owned(), pod })
+        };
+        let samples = edges.samples(&[sample(7)], Instant::now(), &container, &pod);
+        let labels = "peer_container=\"\",peer_pod=\"db-0\",peer_namespace=\"shop\",peer_name=\"shop/db-0\",peer_port=\"8080\"";
+        assert!(samples[0].labels.ends_with(labels), "{:?}", samples[0].labels);
     }
 
     #[test]

@@ -208,7 +208,8 @@ impl Worker {
             let names = &mut self.names;
             self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
             let owner = |id| directory.resolve(id);
-            edges.settle(Instant::now(), &owner, &|container, address, at| names.of(container, address, at));
+            let name = |container: &Container, address, at| names.of(directory, container, address, at);
+            edges.settle(Instant::now(), &owner, &name);
         }
         Ok(())
     }
@@ -248,7 +249,7 @@ impl Worker {
         let directory = &self.directory;
         let edges = self.edges.as_mut()?;
         let owner = |id| directory.resolve(id);
-        let name = |container: &Container, address, at| self.names.of(container, address, at);
+        let name = |container: &Container, address, at| self.names.of(directory, container, address, at);
         let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &name);
         Some(OfEdges { samples, folded: edges.folded() })
     }

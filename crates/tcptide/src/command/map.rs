@@ -365,7 +365,7 @@ impl Picture<'_> {
     /// What is to be read for a name is read now, and not for each connection by itself.
     fn ask_for_names(&self, session: &Session) {
         for sight in self.sights.values() {
-            session.peer_name(&sight.container, sight.peer, sight.at_ns);
+            session.peer_name(&sight.container, (sight.peer, sight.peer_port), sight.at_ns);
         }
         session.settle_names();
     }
@@ -394,10 +394,13 @@ impl Picture<'_> {
             if is_wanted {
                 let far = match far {
                     Some(container) => Node::Container(container.whole()),
-                    None => match session.peer_name(&sight.container, sight.peer, sight.at_ns) {
-                        Some(name) => Node::Name(name.into()),
-                        None => Node::Address(sight.peer),
-                    },
+                    None => {
+                        match session.peer_name(&sight.container, (sight.peer, sight.peer_port), sight.at_ns)
+                        {
+                            Some(name) => Node::Name(name.into()),
+                            None => Node::Address(sight.peer),
+                        }
+                    }
                 };
                 let end = found.as_ref().map(|(end, _)| end);
                 let edge = edge(sight, far, end, other.is_some(), self.args.duration.is_some());

@@ -246,8 +246,8 @@ mod tests {
         let within = ID.replace('f', "0");
         cgroups.add(7, &format!("/docker/{ID}"), now);
         cgroups.add(8, &format!("/docker/{ID}/docker/{within}/init.scope"), now);
-        let metadata = |id: &str| {
-            let name = if id == ID { "node" } else { "app" };
+        let metadata = |identity: &Identity| {
+            let name = if identity.id.as_deref() == Some(ID) { "node" } else { "app" };
             Some(Arc::new(Metadata { name: Some(name.to_owned()), ..Metadata::default() }))
         };
         let whole = cgroups.container(7, 0, metadata).unwrap();

@@ -153,7 +153,6 @@ impl Directory {
     /// What an address and a port are called in the Kubernetes cluster: a service by its cluster address, or a pod of
     /// any node. None without Kubernetes, while it has not told yet, and for an address that may be something else
     /// too, such as a node's. Costs a hash table's lookup; an IPv4 address may be mapped to IPv6.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what is printed does not ask for it yet"))]
     pub(crate) fn name_of(&self, address: IpAddr, port: u16) -> Option<PeerName> {
         self.shared.kubernetes.as_ref()?.name_of(address, port)
     }

@@ -1,5 +1,5 @@
-//! What the far end of a connection is called, where it is no container of this host: the name that the container itself
-//! looked up, or has in its `/etc/hosts`. Nobody is asked over the network.
+//! What the far end of a connection is called, where it is no container of this host: a service or pod of the Kubernetes
+//! cluster, or the name that the container itself looked up, or has in its `/etc/hosts`. Nobody is asked for a name.
 
 mod hosts;
 mod message;
@@ -11,10 +11,18 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use model::{container::Container, mountinfo::Mount, record};
 
 use self::{hosts::Hosts, streams::Streams, table::Table};
-use crate::identity::Directory;
+use crate::identity::{Directory, kubernetes::PeerName};
 
 /// `IPPROTO_TCP`.
 const TCP: u32 = 6;
+
+/// An address's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Called {
+    pub(crate) name: String,
+    /// The pod that it is of, with its namespace.
+    pub(crate) pod: Option<(Arc<str>, Arc<str>)>,
+}
 
 /// The names that containers have for addresses.
 pub(crate) struct Names {
@@ -51,8 +59,27 @@ impl Names {
         }
     }
 
-    /// What a container calls an address, as of a time (`CLOCK_MONOTONIC`, ns).
-    pub(crate) fn of(&self, container: &Container, address: IpAddr, at_ns: u64) -> Option<String> {
+    /// What an address and a port are called: in the cluster, or by a container, as of a time (`CLOCK_MONOTONIC`, ns).
+    pub(crate) fn of(
+        &self,
+        directory: &Directory,
+        container: &Container,
+        (address, port): (IpAddr, u16),
+        at_ns: u64,
+    ) -> Option<Called> {
+        if let Some(found) = directory.name_of(address, port) {
+            let name = found.to_string();
+            let pod = match found {
+                PeerName::Pod { namespace, name } => Some((namespace, name)),
+                PeerName::Service { .. } => None,
+            };
+            return Some(Called { name, pod });
+        }
+        let own = self.own_name(container, address, at_ns)?;
+        Some(Called { name: own, pod: None })
+    }
+
+    fn own_name(&self, container: &Container, address: IpAddr, at_ns: u64) -> Option<String> {
         let told = self.table.name(container.cgroup_id, address, at_ns);
         told.or_else(|| {
             let path = container.cgroup_path.as_deref()?;
