@@ -305,7 +305,9 @@ mod tests {
         assert_eq!(watched.state(), RuntimeState::Absent);
 
         let fake = FakeRuntime::start_at(&socket, &json!([container("bbb", "/web")]));
-        watched.until("came", |watched| watched.name("bbb").is_some());
+        // The list comes first: it is connected only when it has told its version.
+        let is_connected = |watched: &Watched| matches!(watched.state(), RuntimeState::Connected { .. });
+        watched.until("came", |watched| watched.name("bbb").is_some() && is_connected(watched));
 
         drop(fake);
         watched.until("went", |watched| watched.state() == RuntimeState::Absent);
