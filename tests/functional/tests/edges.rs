@@ -14,14 +14,9 @@ use functional::workload::{self, Running};
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn run(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Running {
-    let command = workload::command(args).unwrap();
-    Running::start(&mut cgroup.wrap(&netns.wrap(&command))).unwrap()
-}
-
 fn churn(cgroup: &Cgroup, netns: &Netns, to: &str, count: &str) -> workload::Counts {
     let args = ["churn", "--to", to, "--rate", "200", "--seconds", "20", "--count", count, "--bytes", "100"];
-    run(cgroup, netns, &args).wait(SOON).unwrap()
+    Running::inside(cgroup, netns, &args).unwrap().wait(SOON).unwrap()
 }
 
 fn name(cgroup: &Cgroup) -> &str {
@@ -40,10 +35,11 @@ const BOTH: [&str; 3] = ["sent_bytes_total", "received_bytes_total", "sent_segme
 fn edges_are_what_the_containers_counted() {
     let netns = Netns::new("edges").unwrap();
     let (web, app) = (Cgroup::unique("edges-web").unwrap(), Cgroup::unique("edges-app").unwrap());
-    let _server = run(&app, &netns, &["serve", "--listen", "127.0.0.1:9600"]).listening();
-    let server = run(&app, &netns, &["serve", "--listen", "[::]:9601"]);
+    let _server =
+        Running::inside(&app, &netns, &["serve", "--listen", "127.0.0.1:9600"]).unwrap().listening();
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "[::]:9601"]).unwrap();
     server.listening().unwrap();
-    let held = run(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", "3"]);
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", "3"]).unwrap();
     held.ready(SOON).unwrap();
     let agent = Tcptide::find().unwrap().agent(["--edges"]).unwrap();
     assert_eq!(churn(&web, &netns, "127.0.0.1:9601", "25").failures(), 0);
@@ -110,7 +106,9 @@ fn what_has_no_room_is_other() {
     let (web, app) = (Cgroup::unique("edges-most-web").unwrap(), Cgroup::unique("edges-most-app").unwrap());
     let servers: Vec<_> = (0..12)
         .map(|n| {
-            let server = run(&app, &netns, &["serve", "--listen", &format!("198.18.7.1:{}", 9700 + n)]);
+            let server =
+                Running::inside(&app, &netns, &["serve", "--listen", &format!("198.18.7.1:{}", 9700 + n)])
+                    .unwrap();
             server.listening().unwrap();
             server
         })

@@ -12,7 +12,7 @@ use functional::cgroup::Cgroup;
 use functional::netns::{Netns, add_address, veth_pair};
 use functional::process::{output, require};
 use functional::tcptide::Tcptide;
-use functional::workload::{self, Running};
+use functional::workload::Running;
 use serde_json::Value;
 
 fn json(args: &[&str]) -> Vec<Value> {
@@ -28,19 +28,14 @@ fn ends(connections: &[Value], among: &[&Cgroup]) -> Vec<(u64, Option<u64>)> {
     all.filter(|(own, _)| ids.contains(own)).collect()
 }
 
-fn run(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Running {
-    let command = workload::command(args).unwrap();
-    Running::start(&mut cgroup.wrap(&netns.wrap(&command))).unwrap()
-}
-
 fn serve(cgroup: &Cgroup, netns: &Netns, at: &str) -> Running {
-    let server = run(cgroup, netns, &["serve", "--listen", at]);
+    let server = Running::inside(cgroup, netns, &["serve", "--listen", at]).unwrap();
     server.listening().unwrap();
     server
 }
 
 fn hold(cgroup: &Cgroup, netns: &Netns, to: &str, count: &str) -> Running {
-    let client = run(cgroup, netns, &["hold", "--to", to, "--count", count]);
+    let client = Running::inside(cgroup, netns, &["hold", "--to", to, "--count", count]).unwrap();
     client.ready(Duration::from_secs(20)).unwrap();
     client
 }
@@ -234,11 +229,12 @@ fn a_map_while_something_happens() {
     let watching = tcptide.spawn(["map", "-o", "json", "--duration", "60s", "--cgroup", &of_web]).unwrap();
     watching.wait_ready().unwrap();
     let churn = |to: &str| {
-        run(
+        Running::inside(
             &web,
             &netns,
             &["churn", "--to", to, "--rate", "200", "--seconds", "20", "--count", "25", "--bytes", "100"],
         )
+        .unwrap()
         .wait(Duration::from_secs(30))
         .unwrap()
     };
@@ -294,7 +290,7 @@ fn a_map_keeps_no_connection_that_ended() {
         "--bytes",
         "10",
     ];
-    let counts = run(&web, &netns, &args).wait(Duration::from_secs(40)).unwrap();
+    let counts = Running::inside(&web, &netns, &args).unwrap().wait(Duration::from_secs(40)).unwrap();
     assert_eq!((counts.opened, counts.failures()), (12_000, 0), "{counts:?}");
     let edges = watching.interrupt().unwrap().success().unwrap().json().unwrap();
     let edges = edges.as_array().unwrap();
@@ -311,7 +307,8 @@ fn numbers_hold_while_they_move() {
     let (web, app) = (Cgroup::unique("far-busy-web").unwrap(), Cgroup::unique("far-busy-app").unwrap());
     let _server = serve(&app, &netns, "127.0.0.1:9400");
     let args = ["pingpong", "--to", "127.0.0.1:9400", "--count", "1000000000", "--seconds", "60"];
-    let _talking = [run(&web, &netns, &args), run(&web, &netns, &args)];
+    let _talking =
+        [Running::inside(&web, &netns, &args).unwrap(), Running::inside(&web, &netns, &args).unwrap()];
     let (mut named, mut all) = (0, 0);
     for _ in 0..25 {
         let ends = ends(&json(&["conns", "-o", "json", "--port", "9400"]), &[&web, &app]);
@@ -359,7 +356,10 @@ fn streams_tell_far_ends_of_what_comes_and_of_what_was_there() {
         "--bytes",
         "9",
     ];
-    assert_eq!(run(&web, &netns, &churn).wait(Duration::from_secs(30)).unwrap().opened, 40);
+    assert_eq!(
+        Running::inside(&web, &netns, &churn).unwrap().wait(Duration::from_secs(30)).unwrap().opened,
+        40
+    );
     held.finish().unwrap();
 
     let told = |stream: functional::tcptide::Streaming| {

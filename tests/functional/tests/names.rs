@@ -17,20 +17,15 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn run(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Running {
-    let command = workload::command(args).unwrap();
-    Running::start(&mut cgroup.wrap(&netns.wrap(&command))).unwrap()
-}
-
 fn look_up(cgroup: &Cgroup, netns: &Netns, server: &str, name: &str, tcp: bool) {
     let args =
         [&["lookup", "--server", server, "--name", name][..], if tcp { &["--tcp"] } else { &[] }].concat();
-    assert_eq!(run(cgroup, netns, &args).wait(SOON).unwrap().requests, 1);
+    assert_eq!(Running::inside(cgroup, netns, &args).unwrap().wait(SOON).unwrap().requests, 1);
 }
 
 fn connect(cgroup: &Cgroup, netns: &Netns, to: &str) {
     let args = ["churn", "--to", to, "--rate", "100", "--seconds", "20", "--count", "1"];
-    run(cgroup, netns, &args).wait(SOON).unwrap();
+    Running::inside(cgroup, netns, &args).unwrap().wait(SOON).unwrap();
 }
 
 fn name(cgroup: &Cgroup) -> &str {
@@ -152,7 +147,7 @@ fn nobody_else_can_make_names_up() {
     // An answer with another number comes first.
     let forged = Zone { forged: Some("evil.example".to_owned()), ..Zone::new(&["198.18.3.2"]) };
     let _dns = Server::start(&netns, "198.18.3.1:53", &[("good.example", forged)]).unwrap();
-    let server = run(&web, &netns, &["serve", "--listen", "198.18.3.2:90"]);
+    let server = Running::inside(&web, &netns, &["serve", "--listen", "198.18.3.2:90"]).unwrap();
     server.listening().unwrap();
     let trace = trace(name(&web), &["--dns"]);
     look_up(&web, &netns, "198.18.3.1:53", "good.example", false);

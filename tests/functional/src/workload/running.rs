@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::Counts;
+use crate::cgroup::Cgroup;
+use crate::netns::Netns;
 use crate::process::{Reading, owned};
 
 /// Where the program is: beside the running test, where cargo built it.
@@ -39,6 +41,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts the program `workload` in a cgroup and in a network namespace.
+    pub fn inside(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Result<Self> {
+        Self::start(&mut cgroup.wrap(&netns.wrap(&command(args)?)))
+    }
+
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Self> {
         Ok(Self { reading: Reading::start(command)? })
