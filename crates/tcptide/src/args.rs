@@ -115,7 +115,8 @@ impl PeerArgs {
 pub(crate) struct StreamPeerArgs {
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
-    /// Tell whose the far ends are although there are filters: all connections of this host have to be followed then
+    /// Tell whose the far ends are although there are filters or other --events: all connections of this host have to be
+    /// followed then
     #[arg(long)]
     peers: bool,
     /// Take names of far ends from the DNS answers that containers get, too: a program looks at each packet of this host

@@ -56,6 +56,9 @@ pub(crate) struct Session {
     stop: Arc<AtomicBool>,
 }
 
+/// The events that far ends are found by: bits.
+const FAR_END_EVENTS: u32 = (1 << record::event::EVENT_ESTABLISHED) | (1 << record::event::EVENT_CLOSE);
+
 /// What far ends are told by.
 struct FarEnds {
     peers: Peers,
@@ -107,14 +110,15 @@ impl Session {
     }
 
     /// The same for streams. Without a filter they tell far ends, for which the beginnings and ends of all connections are
-    /// events; with one, only if they are asked for.
+    /// events, unless neither was wanted; with one, only if they are asked for.
     pub(crate) fn start_stream(
         filter: &FilterArgs,
         output: &OutputArgs,
         options: Options,
         peers: &StreamPeerArgs,
     ) -> anyhow::Result<Self> {
-        let wanted = peers.are_asked_for() || filter.filter().is_empty();
+        let are_events = options.events & FAR_END_EVENTS != 0;
+        let wanted = peers.are_asked_for() || (are_events && filter.filter().is_empty());
         Self::begin(filter, output, options, wanted.then(|| peers.peer.clone()), peers.dns)
     }
 
@@ -140,7 +144,7 @@ impl Session {
             options.filter = filter.clone();
             options.filter_cgroups = owners.are_asked_for();
         } else if options.events != 0 {
-            options.events |= Event::Established.bit() | Event::Close.bit();
+            options.events |= FAR_END_EVENTS;
             options.rows = options.rows.max(ROWS);
         }
         let monitor = Monitor::start(&options)?;
