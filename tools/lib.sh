@@ -8,6 +8,11 @@ fail() {
     exit 1
 }
 
+# How tests are built: as the programs are with TESTS_AS_RELEASED, so that what both need is built once; else as cargo does.
+# shellcheck disable=SC2034
+built_as=()
+[[ -z ${TESTS_AS_RELEASED:-} ]] || built_as=(--release)
+
 is_root() { [[ $(id -u) == 0 ]]; }
 
 # Runs a command as root: as it is, or through sudo.

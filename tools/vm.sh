@@ -13,4 +13,4 @@ fi
 build_needs | install_missing
 need_rust
 vm_needs | without_services install_missing
-exec cargo run --locked --quiet -p vm -- "$@"
+exec cargo run "${built_as[@]}" --locked --quiet -p vm -- "$@"

@@ -101,7 +101,7 @@ fn run(args: &Args) -> Result<bool> {
     let (programs, kernels) = (programs?, kernels?);
     let functional = stories::Functional::list(&programs)?;
 
-    let wanted = Wanted { all: args.all, only: &args.only };
+    let wanted = Wanted { all: args.all, document: args.write, only: &args.only };
     let results = matrix::run(&kernels, &programs, &functional, wanted)?;
     let page = root.join("docs/kernels.md");
     let before = Page::read(&page);

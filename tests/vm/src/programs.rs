@@ -22,7 +22,12 @@ pub(crate) struct Programs {
 pub(crate) fn build() -> Result<Programs> {
     // Together, as `make bench` does: else what both need would be built twice.
     let released = cargo(&["build", "--release", "-p", "tcptide", "-p", "functional", "-p", "bench"])?;
-    let functional = cargo(&["test", "--no-run", "-p", "functional"])?;
+    let mut tests = vec!["test", "--no-run", "-p", "functional"];
+    // As in tools/lib.sh.
+    if std::env::var_os("TESTS_AS_RELEASED").is_some() {
+        tests.push("--release");
+    }
+    let functional = cargo(&tests)?;
     let program = |artifacts: &[Artifact], name: &str| {
         let found = artifacts.iter().find(|artifact| artifact.is("bin", name) && !artifact.profile.test);
         found

@@ -16,7 +16,7 @@ const AT_MOST: usize = 30;
 
 /// Files of functional tests about what differs between kernels: told on each. The stories of the others go round, each
 /// on one kernel, unless all are asked for.
-const ON_EACH: &[&str] = &["effort", "far_ends", "names", "rtt", "variants"];
+const ON_EACH: &[&str] = &["effort", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
 const NOT_ROUND: &[&str] = &["agent", "bad_places", "explain", "filters"];
 
@@ -161,6 +161,8 @@ fn is(story: &Story, in_file: &str, name: &str) -> bool {
 pub(crate) struct Wanted<'a> {
     /// Every functional test on every kernel.
     pub all: bool,
+    /// What is written down of every kernel.
+    pub document: bool,
     /// Only those that have this in their names; then on every kernel, too.
     pub only: &'a str,
 }
@@ -174,10 +176,15 @@ pub(crate) fn plans(kernels: &[Kernel], functional: &Functional, wanted: Wanted<
             return wanted.of(&[(Boot::Usual, vec![Story::TooOld])]);
         }
         let preemptible = kernel.number() >= PREEMPTIBLE;
+        let all = wanted.all || !wanted.only.is_empty();
         // Lockdown cannot be lifted again: it comes last.
         let own =
             vec![Story::Doctor, Story::Commands, Story::NoBtf, Story::Rps { preemptible }, Story::Lockdown];
-        let mut counted = vec![Story::Cost, Story::Overhead];
+        let mut counted = vec![Story::Cost];
+        // It takes minutes, and differs little between kernels.
+        if all || wanted.document || at + 1 == kernels.len() {
+            counted.push(Story::Overhead);
+        }
         // They take as long as all else together to start in a guest: only if they are asked for.
         if !wanted.only.is_empty() {
             counted.push(Story::Peers);
@@ -187,7 +194,6 @@ pub(crate) fn plans(kernels: &[Kernel], functional: &Functional, wanted: Wanted<
             (Boot::Counted, counted),
             (Boot::CgroupV1, vec![Story::Doctor, Story::CgroupV1]),
         ];
-        let all = wanted.all || !wanted.only.is_empty();
         let told: Vec<_> = functional.of(at - old, kernels.len() - old, all).cloned().collect();
         let guests = told.len().div_ceil(AT_MOST);
         // In turn, as those of one file take about as long.
