@@ -31,28 +31,27 @@ pub(super) fn read(message: &[u8]) -> Option<Answer> {
     if asked.is_empty() {
         return None;
     }
+    // Made once each: an answer may have hundreds of records.
+    let records: Vec<_> = packet.answers.iter().map(|record| (text(&record.name), record)).collect();
     // Whatever else a server puts into its answer is nobody's name.
-    let mut names = vec![asked.clone()];
+    let mut chain = vec![asked.clone()];
     let mut least = u32::MAX;
     for _ in 0..LONGEST_CHAIN {
-        let next = packet.answers.iter().find_map(|record| match &record.rdata {
-            RData::CNAME(alias) if names.last() == Some(&text(&record.name)) => {
-                Some((text(&alias.0), record.ttl))
-            }
+        let next = records.iter().find_map(|(name, record)| match &record.rdata {
+            RData::CNAME(alias) if chain.last() == Some(name) => Some((text(&alias.0), record.ttl)),
             _ => None,
         });
         match next {
-            Some((name, ttl)) if !names.contains(&name) => {
+            Some((name, ttl)) if !chain.contains(&name) => {
                 least = least.min(ttl);
-                names.push(name);
+                chain.push(name);
             }
             _ => break,
         }
     }
-    let owner = names.last()?;
-    let addresses =
-        packet.answers.iter().filter(|record| record.class == CLASS::IN && text(&record.name) == *owner);
-    let addresses = addresses.filter_map(|record| {
+    let owner = chain.last()?;
+    let addresses = records.iter().filter(|(name, record)| record.class == CLASS::IN && name == owner);
+    let addresses = addresses.filter_map(|(_, record)| {
         let address: IpAddr = match &record.rdata {
             RData::A(a) => std::net::Ipv4Addr::from(a.address).into(),
             RData::AAAA(aaaa) => std::net::Ipv6Addr::from(aaaa.address).into(),
