@@ -18,7 +18,12 @@ pub(super) fn tell(boot: Boot, results: &mut Results) -> Result<String> {
         ensure!(program.status != "refused", "{} was refused: {reason}", program.name);
         // Only required ones take no kernel's lack for an answer, and then doctor would have failed.
         ensure!(!reason.is_empty() || program.status != "unsupported", "{}: no reason", program.name);
-        let off = boot != Boot::CgroupV1 && program.name == "used";
+        // The one is for version 1, the others hang on a cgroup2 hierarchy.
+        let off = match program.name.as_str() {
+            "used" => boot != Boot::CgroupV1,
+            "dns_query" | "dns_answer" => boot == Boot::CgroupV1,
+            _ => false,
+        };
         ensure!((program.status == "off") == off, "{} is {}", program.name, program.status);
     }
     cgroups(boot, &report)?;
