@@ -207,7 +207,7 @@ fn a_file_of_the_container_s_own_names_addresses() {
                 "private",
                 "sh",
                 "-c",
-                r#"mount -t tmpfs none /etc && cp "$0" /etc/hosts && exec "$@""#,
+                r#"mkdir -p /etc && mount -t tmpfs none /etc && cp "$0" /etc/hosts && exec "$@""#,
             ]);
             outer.arg(&hosts).arg(command.get_program()).args(command.get_args());
             command = outer;

@@ -79,7 +79,7 @@ static __always_inline bool did_connect(__u64 cookie)
 	return g && g->direction == DIRECTION_ACTIVE;
 }
 
-/* Sends the answer on, with so many bytes of it at most. */
+/* Sends the answer on, with so many bytes of it at most: a power of two. There is one byte at least. */
 static __always_inline void send_answer(struct __sk_buff *skb, __u32 payload, __u32 room, __be32 seq, __u8 protocol)
 {
 	__u32 length = skb->len - payload;
@@ -96,10 +96,13 @@ static __always_inline void send_answer(struct __sk_buff *skb, __u32 payload, __
 	answer->seq = bpf_ntohl(seq);
 	answer->protocol = protocol;
 	answer->length = length;
-	opaque(length);
 	if (length > room)
 		length = room;
-	if (!length || bpf_skb_load_bytes(skb, payload, answer->payload, length)) {
+	/* From 1 to the room, as it is already: only so does 6.1 follow it. */
+	length--;
+	opaque(length);
+	length = (length & (room - 1)) + 1;
+	if (bpf_skb_load_bytes(skb, payload, answer->payload, length)) {
 		bpf_ringbuf_discard(answer, BPF_RB_NO_WAKEUP);
 		return;
 	}
