@@ -663,6 +663,11 @@ fn endpoint(ip: &[u8; 16], port: u16) -> Endpoint {
     Endpoint { address: address(ip), port: (port != 0).then_some(port), name: None, container: None }
 }
 
+/// When it opened, or when this was recorded of one that nobody saw open: `CLOCK_MONOTONIC`, ns.
+pub fn since_ns(r: &record::Connection) -> u64 {
+    if r.opened_ns == 0 { r.time_ns } else { r.opened_ns }
+}
+
 /// From the first SYN to the completed handshake, for a connection that this side began.
 pub fn connect_us(r: &record::Connection) -> Option<u64> {
     let active = Direction::of(r.direction) == Some(Direction::Active);

@@ -5,9 +5,15 @@
 //! two networks; these numbers are neither. Where something ends connections and begins others in between, such as a
 //! proxy, it is the far end. Nothing is guessed: a socket whose numbers two others have has no far end here.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use model::{connection::Direction, record};
+
+/// Both ends of a connection have told of its end after so long.
+pub(crate) const SETTLED: Duration = Duration::from_secs(2);
 
 /// The kernel's number of SYN_SENT: the peer's numbers are not known yet.
 const SYN_SENT: u8 = 2;
@@ -48,6 +54,16 @@ pub(crate) struct End {
     pub(crate) local_port: u16,
     /// Who began, if it was seen there.
     pub(crate) direction: Option<Direction>,
+}
+
+/// Who began a connection, as either end saw it.
+pub(crate) fn direction(own: Option<Direction>, far: Option<&End>) -> Option<Direction> {
+    own.or_else(|| far?.direction.map(Direction::other))
+}
+
+/// The port of the server that this side connected to. It may be translated on the way: the server knows its own.
+pub(crate) fn server_port(peer_port: u16, far: Option<&End>) -> u16 {
+    far.map_or(peer_port, |end| end.local_port)
 }
 
 /// The sockets of this host by their numbers.

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use jiff::Timestamp;
 use model::{
-    connection::{self, Clock, Connection, Event, subject},
+    connection::{Clock, Connection, Event, since_ns, subject},
     container::Container,
     filter::Filter,
     mountinfo::CgroupLayout,
@@ -31,7 +31,7 @@ use crate::{
     names::Names,
     output::say,
     owners::Owners,
-    peers::{End, Peers, Starts},
+    peers::{End, Peers, SETTLED, Starts},
 };
 
 /// How often events are fetched: often enough for a burst to fit the buffer, seldom enough to cost nothing.
@@ -41,8 +41,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Rows a walk brings at a time.
 pub(crate) const ROWS: u32 = 16384;
-/// The other end of a connection that ended has told of it by now, too.
-const FORGET_AFTER: Duration = Duration::from_secs(4);
+/// The events of a connection's life by which whoever follows connections knows them: bits.
+pub(crate) const LIFE_EVENTS: u32 = FAR_END_EVENTS | (1 << record::event::EVENT_FAIL);
 
 /// A running monitor and all that is needed to tell what it saw.
 pub(crate) struct Session {
@@ -77,9 +77,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) container: &'a Arc<Container>,
     /// Whose the far end is, where that is asked for and known.
     pub(crate) peer: Option<Arc<Container>>,
-    /// What its address is called.
-    pub(crate) peer_name: Option<String>,
     pub(crate) clock: &'a Clock,
+    /// Whom to ask what its address is called.
+    names: (&'a Names, &'a Directory),
 }
 
 impl Seen<'_> {
@@ -87,7 +87,10 @@ impl Seen<'_> {
     pub(crate) fn event(&self) -> Connection {
         let mut connection = connection(self.record, self.container, self.clock, true);
         connection.peer.container.clone_from(&self.peer);
-        connection.peer.name.clone_from(&self.peer_name);
+        let (names, directory) = self.names;
+        let address = (connection.peer.address, self.record.peer_port);
+        let called = names.of(directory, self.container, address, since_ns(self.record));
+        connection.peer.name = called.map(|called| called.name);
         connection
     }
 }
@@ -258,12 +261,14 @@ impl Session {
         for record in batch.iter().filter(|record| self.is_asked_for(record)) {
             let container = &self.directory.resolve(record.cgroup_id);
             let peer = self.peer_of(Starts::of(record));
-            let at = if record.opened_ns == 0 { record.time_ns } else { record.opened_ns };
-            let address = (connection::peer(record).address, record.peer_port);
-            let peer_name = self.peer_name(container, address, at);
-            let seen = Seen { record, container, peer, peer_name, clock: &clock };
-            if self.is_wanted(&seen) {
-                each(&seen)?;
+            if self.filter.matches(&subject(record, container)) && self.is_peer_wanted(peer.as_deref()) {
+                each(&Seen {
+                    record,
+                    container,
+                    peer,
+                    clock: &clock,
+                    names: (&self.names, &self.directory),
+                })?;
             }
         }
         Ok(())
@@ -274,27 +279,23 @@ impl Session {
         self.far_ends.as_ref().is_none_or(|far_ends| far_ends.events & (1 << event.event) != 0)
     }
 
-    /// Whether the filters let it pass.
-    fn is_wanted(&self, seen: &Seen<'_>) -> bool {
-        self.filter.matches(&subject(seen.record, seen.container))
-            && self.far_ends.as_ref().is_none_or(|far_ends| far_ends.filter.matches(seen.peer.as_deref()))
+    /// Whether its far end is asked for.
+    fn is_peer_wanted(&self, peer: Option<&Container>) -> bool {
+        self.far_ends.as_ref().is_none_or(|far_ends| far_ends.filter.matches(peer))
     }
 
     /// Calls `each` with all live connections, once the far ends of all are known.
     pub(crate) fn look(&mut self, mut each: impl FnMut(&Seen<'_>)) -> anyhow::Result<Walk> {
         if self.far_ends.is_none() {
-            return self.walk(|record, container, clock| {
-                each(&Seen { record, container, peer: None, peer_name: None, clock });
-            });
+            return self.walk_seen(each);
         }
         let mut rows = Vec::new();
         let walk = self.walk(|row, container, _| rows.push((*row, Arc::clone(container))))?;
         let clock = clock();
         for (record, container) in &rows {
             let peer = self.peer_of(Starts::of(record));
-            let seen = Seen { record, container, peer, peer_name: None, clock: &clock };
-            if self.is_wanted(&seen) {
-                each(&seen);
+            if self.is_peer_wanted(peer.as_deref()) {
+                each(&Seen { record, container, peer, clock: &clock, names: (&self.names, &self.directory) });
             }
         }
         Ok(walk)
@@ -305,15 +306,21 @@ impl Session {
         &mut self,
         mut each: impl FnMut(&record::Connection, &Arc<Container>, &Clock),
     ) -> anyhow::Result<Walk> {
-        let clock = clock();
-        let (directory, filter, far_ends) = (&self.directory, &self.filter, &mut self.far_ends);
-        let walk = self.monitor.walk(Some(&mut |row| {
+        self.walk_seen(|seen| each(seen.record, seen.container, seen.clock))
+    }
+
+    /// The same, before any far end is known.
+    fn walk_seen(&mut self, mut each: impl FnMut(&Seen<'_>)) -> anyhow::Result<Walk> {
+        let clock = &clock();
+        let (filter, far_ends) = (&self.filter, &mut self.far_ends);
+        let names = (&self.names, &self.directory);
+        let walk = self.monitor.walk(Some(&mut |record| {
             if let Some(far_ends) = far_ends {
-                far_ends.peers.note(row);
+                far_ends.peers.note(record);
             }
-            let container = directory.resolve(row.cgroup_id);
-            if filter.matches(&subject(row, &container)) {
-                each(row, &container, &clock);
+            let container = &self.directory.resolve(record.cgroup_id);
+            if filter.matches(&subject(record, container)) {
+                each(&Seen { record, container, peer: None, clock, names });
             }
         }))?;
         Ok(walk)
@@ -413,7 +420,7 @@ impl FarEnds {
     /// Forgets those that ended a while ago.
     fn forget(&mut self, now: Instant) {
         while let Some((ended, starts, cookie)) = self.ended.front().copied()
-            && now.saturating_duration_since(ended) >= FORGET_AFTER
+            && now.saturating_duration_since(ended) >= 2 * SETTLED
         {
             self.peers.forget(starts, cookie);
             self.ended.pop_front();

@@ -360,6 +360,10 @@ fn streams_tell_far_ends_of_what_comes_and_of_what_was_there() {
         Running::inside(&web, &netns, &churn).unwrap().wait(Duration::from_secs(30)).unwrap().opened,
         40
     );
+    let explained =
+        json(&["explain", "-o", "json", "--duration", "300ms", "--port", "9500", "--peer-container", of_app]);
+    let explained: Vec<_> = explained.iter().map(|one| one["connection"].clone()).collect();
+    assert_eq!(ends(&explained, &[&web, &app]), vec![(web.id().unwrap(), Some(app.id().unwrap())); 3]);
     held.finish().unwrap();
 
     let told = |stream: functional::tcptide::Streaming| {

@@ -8,14 +8,17 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use model::{
-    connection::{Direction, Event, LISTEN, peer, rtt},
+    connection::{Direction, LISTEN, peer, rtt, since_ns},
     container::Container,
     edge::{EdgeCounts, EdgeNow},
-    record,
+    record::{
+        self,
+        event::{EVENT_CLOSE, EVENT_ESTABLISHED, EVENT_FAIL},
+    },
 };
 
 use super::{
@@ -24,13 +27,9 @@ use super::{
 };
 use crate::{
     names::Called,
-    peers::{Peers, Starts},
+    peers::{self, Peers, SETTLED, Starts},
 };
 
-/// Both ends of a connection have told of its end after so long.
-const SETTLED: Duration = Duration::from_secs(2);
-/// So much later nobody asks for an end that is gone.
-const FORGOTTEN: Duration = Duration::from_secs(2);
 /// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
 const MISSED_WALKS: u32 = 2;
 
@@ -148,11 +147,6 @@ impl Edges {
         }
     }
 
-    /// The events that it needs: bits.
-    pub(crate) fn events() -> u32 {
-        [Event::Established, Event::Close, Event::Fail].map(Event::bit).into_iter().sum()
-    }
-
     /// Connections that found no edge of their own.
     pub(crate) fn folded(&self) -> u64 {
         self.folded
@@ -160,11 +154,10 @@ impl Edges {
 
     /// A connection began, or ended.
     pub(crate) fn event(&mut self, r: &record::Connection) {
-        let event = Event::ALL.get(usize::from(r.event)).copied();
-        let is_end = matches!(event, Some(Event::Close | Event::Fail));
+        let event = usize::from(r.event);
         // Of others a walk tells later.
-        if is_end || event == Some(Event::Established) {
-            self.see(r, is_end);
+        if [EVENT_ESTABLISHED, EVENT_CLOSE, EVENT_FAIL].contains(&event) {
+            self.see(r, event != EVENT_ESTABLISHED);
         }
     }
 
@@ -185,10 +178,10 @@ impl Edges {
             direction: Direction::of(r.direction),
             peer: peer(r).address,
             peer_port: r.peer_port,
-            at_ns: if r.opened_ns == 0 { r.time_ns } else { r.opened_ns },
+            at_ns: since_ns(r),
             counts: EdgeCounts {
                 established: u64::from(r.established_ns != 0),
-                failed: u64::from(usize::from(r.event) == record::event::EVENT_FAIL && is_end),
+                failed: u64::from(is_end && usize::from(r.event) == EVENT_FAIL),
                 sent_bytes: r.since.sent_bytes,
                 received_bytes: r.since.received_bytes,
                 sent_segments: r.since.segments_out.into(),
@@ -206,7 +199,7 @@ impl Edges {
         };
         match self.sockets.get_mut(&r.cookie) {
             // The end is the end, and a beginning that was fetched after a walk is of before it.
-            Some(known) if known.has_ended || usize::from(r.event) == record::event::EVENT_ESTABLISHED => {}
+            Some(known) if known.has_ended || usize::from(r.event) == EVENT_ESTABLISHED => {}
             Some(known) => *known = Socket { edge: known.edge, at_ns: known.at_ns, ..socket },
             None => drop(self.sockets.insert(r.cookie, socket)),
         }
@@ -228,8 +221,9 @@ impl Edges {
             self.ended.pop_front();
             self.finish(cookie, now, owner, name);
         }
+        // The other end has settled, too, and asks no more.
         while let Some((at, starts, cookie)) = self.gone.front().copied()
-            && now.saturating_duration_since(at) >= FORGOTTEN
+            && now.saturating_duration_since(at) >= SETTLED
         {
             self.gone.pop_front();
             self.peers.forget(starts, cookie);
@@ -323,10 +317,9 @@ impl Edges {
     fn edge_of(&mut self, socket: &Socket, owner: OwnerOf<'_>, name: NameOf<'_>) -> usize {
         let near = owner(socket.cgroup_id);
         let far = socket.starts.and_then(|starts| self.peers.of(starts));
-        let direction = socket.direction.or_else(|| far.and_then(|end| end.direction).map(Direction::other));
-        let is_service = direction == Some(Direction::Active);
-        // A port may be translated on the way: the server knows its own.
-        let port = is_service.then(|| far.map_or(socket.peer_port, |end| end.local_port));
+        let direction = peers::direction(socket.direction, far.as_ref());
+        let is_client = direction == Some(Direction::Active);
+        let port = is_client.then(|| peers::server_port(socket.peer_port, far.as_ref()));
         let called = name(&near, (socket.peer, socket.peer_port), socket.at_ns);
         let (called, pod) = called.map_or((None, None), |called| (Some(called.name), called.pod));
         let name = match (called, far) {
@@ -368,6 +361,8 @@ impl Edges {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -401,7 +396,6 @@ mod tests {
     }
 
     const ROW: usize = record::event::EVENTS;
-    use record::event::{EVENT_CLOSE, EVENT_ESTABLISHED};
 
     /// `(labels, connections, established, sent bytes)`.
     fn shown(edges: &mut Edges, now: Instant, of: &[u64]) -> Vec<(String, u64, u64, u64)> {

@@ -33,7 +33,7 @@ use crate::{
     names::Names,
     namespaces::ALL,
     reconcile,
-    session::{ROWS, directory, dns_root, owner, take_cgroup_events},
+    session::{LIFE_EVENTS, ROWS, directory, dns_root, owner, take_cgroup_events},
 };
 
 /// How often cgroups made and removed are taken note of between scrapes.
@@ -78,7 +78,7 @@ impl Gauge {
             options
         };
         if args.edges {
-            options.events |= Edges::events();
+            options.events |= LIFE_EVENTS;
             options.rows = ROWS;
             options.dns = args.dns.then(|| dns_root(directory.layout())).transpose()?;
         }
@@ -139,8 +139,10 @@ impl Worker {
         let names = Names::start(&directory);
         let mut worker =
             Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
-        // Those that are there already may be the far ends of what comes, and may end before the first scrape.
-        worker.walk()?;
+        if worker.edges.is_some() {
+            // Those that are there already may be the far ends of what comes, and may end before the first scrape.
+            worker.walk()?;
+        }
         Ok(worker)
     }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use model::{
-    connection::{Direction, Event, LISTEN, peer, rtt, subject},
+    connection::{Direction, Event, LISTEN, peer, rtt, since_ns, subject},
     container::{Container, sanitize},
     filter::Filter,
     record,
@@ -31,8 +31,8 @@ use crate::{
         units,
         writer::Output,
     },
-    peers::{End, Starts},
-    session::{ROWS, Seen, Session},
+    peers::{End, SETTLED, Starts, direction, server_port},
+    session::{LIFE_EVENTS, ROWS, Seen, Session},
 };
 
 const COLUMNS: &[Column] = &[
@@ -70,8 +70,6 @@ enum Node {
 
 /// The most edges that are kept apart while watching; what else comes is ~other.
 const MOST_EDGES: usize = 65_536;
-/// Both ends of a connection have told of its end after so long.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// What tells nodes apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -253,9 +251,8 @@ struct Sight {
 
 pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
     let watches = args.duration.is_some();
-    let events = [Event::Established, Event::Close, Event::Fail].map(Event::bit).into_iter().sum();
     let options = if watches {
-        Options { rows: ROWS, events, ..Options::default() }
+        Options { rows: ROWS, events: LIFE_EVENTS, ..Options::default() }
     } else {
         Options { rows: ROWS, follow: false, ..Options::default() }
     };
@@ -351,7 +348,7 @@ impl Picture<'_> {
             peer: peer(r).address,
             local_port: r.local_port,
             peer_port: r.peer_port,
-            at_ns: if r.opened_ns == 0 { r.time_ns } else { r.opened_ns },
+            at_ns: since_ns(r),
             side,
             ended: ended.then(Instant::now),
             // Of others it is not known.
@@ -436,17 +433,11 @@ impl Picture<'_> {
 /// What one socket says of its edge. A connection whose other socket is seen, too, is counted by the client's.
 fn edge(sight: &Sight, far: Node, peers: Option<&End>, both_seen: bool, watches: bool) -> Edge {
     let near = Node::Container(Arc::clone(&sight.container));
-    let direction = sight.direction.or_else(|| peers.and_then(|end| end.direction).map(Direction::other));
-    let began = direction.map(|direction| direction == Direction::Active);
+    let began = direction(sight.direction, peers).map(|direction| direction == Direction::Active);
     // Where nobody saw who began, the lower cookie comes first, so that both sockets tell of one edge.
     let is_client = began.unwrap_or_else(|| peers.is_none_or(|end| end.cookie >= sight.cookie));
     let (client, server) = if is_client { (near, far) } else { (far, near) };
-    // A port may be translated on the way: the server knows its own.
-    let port = |began| match (began, peers) {
-        (false, _) => sight.local_port,
-        (true, Some(end)) => end.local_port,
-        (true, None) => sight.peer_port,
-    };
+    let port = |began| if began { server_port(sight.peer_port, peers) } else { sight.local_port };
     let counts = is_client || !both_seen;
     let one = |is: bool| u64::from(counts && is);
     Edge {

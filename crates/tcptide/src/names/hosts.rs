@@ -11,7 +11,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         mpsc::{SyncSender, sync_channel},
     },
     thread,
@@ -35,9 +35,11 @@ const DEPTH: usize = 4;
 type Entries = HashMap<IpAddr, Arc<str>>;
 
 /// Who asks is told what is known, and the file is read meanwhile.
+#[derive(Default)]
 pub(super) struct Hosts {
     shared: Arc<Shared>,
-    requests: Option<SyncSender<Request>>,
+    /// To the thread, which begins with the first request; none where it could not.
+    requests: OnceLock<Option<SyncSender<Request>>>,
 }
 
 #[derive(Default)]
@@ -65,12 +67,11 @@ struct Request {
 }
 
 impl Hosts {
-    /// Without a thread there are no names.
-    pub(super) fn start() -> Self {
-        let shared = Arc::new(Shared::default());
+    /// Begins to read.
+    fn start(&self) -> Option<SyncSender<Request>> {
         let (requests, asked) = sync_channel::<Request>(WAITING);
         let run = {
-            let shared = shared.clone();
+            let shared = self.shared.clone();
             move || {
                 for request in asked {
                     let entries = read(&request.folder).unwrap_or_else(|error| {
@@ -82,7 +83,7 @@ impl Hosts {
             }
         };
         let thread = thread::Builder::new().name("hosts-files".to_owned()).spawn(run);
-        Self { shared, requests: thread.ok().map(|_| requests) }
+        thread.ok().map(|_| requests)
     }
 
     /// What a container's file calls an address, as far as it has been read. `folder` is the container's cgroup.
@@ -96,7 +97,7 @@ impl Hosts {
         if address.is_loopback() {
             return None;
         }
-        let requests = self.requests.as_ref()?;
+        let requests = self.requests.get_or_init(|| self.start()).as_ref()?;
         let mut files = self.shared.files();
         let now = Instant::now();
         let is_good = |file: &HostsFile| now.saturating_duration_since(file.asked) < GOOD_FOR;
@@ -261,7 +262,7 @@ mod tests {
         let layout = model::mountinfo::CgroupLayout::parse(&text);
         let Some(mount) = layout.mount() else { return };
         let Ok(hosts) = fs::read_to_string("/etc/hosts") else { return };
-        let reader = Hosts::start();
+        let reader = Hosts::default();
         let folder = Some(mount.point.clone());
         for (address, name) in parse(&hosts).into_iter().filter(|(address, _)| !address.is_loopback()) {
             assert_eq!(reader.name(1, address, || folder.clone()), None);

@@ -1,5 +1,5 @@
 //! What the far end of a connection is called, where it is no container of this host: a service or pod of the Kubernetes
-//! cluster, or the name that the container itself looked up, or has in its `/etc/hosts`. Nobody is asked for a name.
+//! cluster, or the name that the container itself looked up, or has in its `/etc/hosts`. No name server is asked.
 
 mod hosts;
 mod message;
@@ -33,10 +33,10 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Nothing is read before somebody asks.
+    /// Nothing is read, and no thread begins, before somebody asks.
     pub(crate) fn start(directory: &Directory) -> Self {
         let mount = directory.layout().mount().cloned();
-        Self { hosts: Hosts::start(), mount, table: Table::default(), streams: Streams::default() }
+        Self { hosts: Hosts::default(), mount, table: Table::default(), streams: Streams::default() }
     }
 
     /// Takes in what a DNS server answered a container.
