@@ -1,6 +1,7 @@
 //! tcptide: per-container TCP monitoring for Linux with eBPF.
 
 mod agent;
+mod answer;
 mod args;
 mod command;
 mod identity;

@@ -82,7 +82,7 @@ fn far_end(peer: &Endpoint) -> Option<String> {
 }
 
 /// A container's name, with its pod where it has one.
-fn owner(container: &Container) -> String {
+pub(crate) fn owner(container: &Container) -> String {
     match (&container.namespace, &container.pod) {
         (Some(namespace), Some(pod)) => {
             // Each is bounded by itself, or a long pod would hide the container.
