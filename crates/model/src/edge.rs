@@ -45,6 +45,19 @@ impl EdgeCounts {
         self.sent_segments += sent_segments;
         self.retransmitted_segments += retransmitted_segments;
     }
+
+    /// What has been counted since `before`, which was no more.
+    #[must_use]
+    pub fn less(&self, before: &Self) -> Self {
+        Self {
+            established: self.established.saturating_sub(before.established),
+            failed: self.failed.saturating_sub(before.failed),
+            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
+            sent_segments: self.sent_segments.saturating_sub(before.sent_segments),
+            retransmitted_segments: self.retransmitted_segments.saturating_sub(before.retransmitted_segments),
+        }
+    }
 }
 
 /// How the connections of an edge are that are there.

@@ -170,10 +170,8 @@ pub(crate) struct StreamArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
-    #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
-          default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
-    events: Vec<EventArg>,
+    #[command(flatten)]
+    pub(crate) events: EventArgs,
     /// Measure how long received data waits to be read, too (it costs something with every receive)
     #[arg(long = "read-delay")]
     pub(crate) read_delay: bool,
@@ -187,8 +185,18 @@ pub(crate) struct TraceArgs {
     pub(crate) output: OutputArgs,
 }
 
-impl TraceArgs {
-    pub(crate) fn events(&self) -> u32 {
+/// Which events.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EventArgs {
+    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
+    #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
+          default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
+    events: Vec<EventArg>,
+}
+
+impl EventArgs {
+    /// A bit for each.
+    pub(crate) fn bits(&self) -> u32 {
         self.events.iter().fold(0, |set, event| set | event.event().bit())
     }
 }
@@ -392,6 +400,10 @@ pub(crate) struct AgentArgs {
     /// With --edges, take names from the DNS answers that containers get: a program looks at each packet of this host
     #[arg(long, requires = "edges")]
     pub(crate) dns: bool,
+    /// With --edges, how long to remember who talked to whom, for `tcptide map --since`
+    #[arg(long, value_name = "TIME", default_value = "1h", requires = "edges", allow_hyphen_values = true,
+          value_parser = duration)]
+    pub(crate) history: Duration,
     /// Most network namespaces to read the kernel's own counters of
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -438,7 +450,7 @@ impl From<ProgramStats> for probe::Measure {
 }
 
 /// `10s`, `1m30s`, `500ms`, or plain seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let expected = "a time such as 500ms, 10s, 1m30s or 2h";
     let parsed: jiff::SignedDuration = text
         .parse()

@@ -5,10 +5,10 @@
 //! all edges is what the containers counted.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use model::{
@@ -22,16 +22,23 @@ use model::{
 };
 
 use super::{
+    history::{Added, History},
     series::{Labels, Sample, labels},
     text,
 };
 use crate::{
+    answer::edges::{Edge as Told, EdgeId, Node, Side, sort},
     names::Called,
     peers::{self, Peers, SETTLED, Starts},
 };
 
 /// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
 const MISSED_WALKS: u32 = 2;
+
+/// How long a step of the history takes.
+const STEP: Duration = Duration::from_secs(5);
+/// It takes so many times as long as what is done for it, if that is more.
+const MOST_OFTEN: u32 = 100;
 
 /// The far end where there is no room for an edge of its own.
 const OTHER: &str = "~other";
@@ -49,6 +56,7 @@ struct Key {
     near: Labels,
     far: Labels,
     name: String,
+    /// The server's.
     port: Option<u16>,
     direction: Option<Direction>,
 }
@@ -60,8 +68,10 @@ impl Key {
         Self { far, name: String::new(), port: None, ..self }
     }
 
+    /// As labels, where the port of the own side is none.
     fn text(&self) -> String {
-        let port = self.port.map(|port| port.to_string()).unwrap_or_default();
+        let port = self.port.filter(|_| self.direction == Some(Direction::Active));
+        let port = port.map(|port| port.to_string()).unwrap_or_default();
         text::labels([
             ("container", self.near.container.as_str()),
             ("pod", &self.near.pod),
@@ -76,14 +86,99 @@ impl Key {
     }
 }
 
+/// Who an edge is between.
+#[derive(Debug)]
+pub(super) struct Ends {
+    near: Arc<Container>,
+    far: Node,
+    /// The server's; absent where nobody saw which side began.
+    port: Option<u16>,
+    direction: Option<Direction>,
+}
+
+impl Ends {
+    /// Whether the near one is the client. Where nobody saw who began, the lower one comes first, so that both sides tell of
+    /// one edge.
+    fn is_client(&self) -> bool {
+        match self.direction {
+            Some(direction) => direction == Direction::Active,
+            None => Node::Container(Arc::clone(&self.near)).id() <= self.far.id(),
+        }
+    }
+
+    /// The client and the server.
+    fn nodes(&self) -> (Node, Node) {
+        let (near, far) = (Node::Container(Arc::clone(&self.near)), self.far.clone());
+        if self.is_client() { (near, far) } else { (far, near) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nobody() -> Arc<Self> {
+        let near = Arc::new(Container::unknown(0));
+        Arc::new(Self { far: Node::Container(Arc::clone(&near)), near, port: None, direction: None })
+    }
+}
+
 /// One edge.
 struct Edge {
+    /// A number that is given once.
+    number: u64,
     key: Key,
+    ends: Arc<Ends>,
+    /// What had been counted at the end of the last step of the history.
+    remembered: EdgeCounts,
     /// The key's labels as they stand in the metrics.
     labels: Arc<str>,
     /// What connections counted that ended.
     ended: EdgeCounts,
     now: EdgeNow,
+}
+
+impl Edge {
+    /// Containers that follow one another under one name have one edge: it tells of the latest.
+    fn renew(&mut self, ends: Ends) {
+        if ends.near.cgroup_id != self.ends.near.cgroup_id || ends.far.id() != self.ends.far.id() {
+            self.ends = Arc::new(ends);
+        }
+    }
+}
+
+/// Joins what each side counted: a client's side and its server's are one edge. Both have counted all connections; the
+/// client's is told where it is here.
+fn join(sides: impl Iterator<Item = (Arc<Ends>, EdgeCounts, EdgeNow)>, seconds: Option<f64>) -> Vec<Told> {
+    type OneSide = Option<(EdgeCounts, EdgeNow)>;
+    let mut edges: BTreeMap<EdgeId, (Arc<Ends>, [OneSide; 2])> = BTreeMap::new();
+    for (ends, counts, now) in sides {
+        let (client, server) = ends.nodes();
+        let of = usize::from(!ends.is_client());
+        let (_, sides) = edges
+            .entry((client.id(), server.id(), ends.port))
+            .or_insert_with(|| (Arc::clone(&ends), [None, None]));
+        let (all, all_now) = sides[of].get_or_insert_default();
+        all.add(&counts);
+        all_now.add(&now);
+    }
+    let edge = |(ends, [client_side, server_side]): (Arc<Ends>, [OneSide; 2])| {
+        let (client, server) = ends.nodes();
+        let (counts, now) = client_side.or(server_side).unwrap_or_default();
+        let side = |side: OneSide| side.map(|(counts, now)| Side::of(&counts, &now));
+        let mut edge = Told {
+            client,
+            server,
+            port: ends.port,
+            connections: now.connections,
+            opened: Some(counts.established),
+            failed: Some(counts.failed),
+            rates: None,
+            client_side: side(client_side),
+            server_side: side(server_side),
+        };
+        edge.rates = seconds.filter(|seconds| *seconds > 0.0).map(|seconds| edge.rates_over(seconds));
+        edge
+    };
+    let mut edges: Vec<_> = edges.into_values().map(edge).collect();
+    sort(&mut edges);
+    edges
 }
 
 /// A socket as it was seen last.
@@ -92,6 +187,7 @@ struct Socket {
     starts: Option<Starts>,
     direction: Option<Direction>,
     peer: IpAddr,
+    local_port: u16,
     peer_port: u16,
     /// When it opened, or was first seen.
     at_ns: u64,
@@ -128,11 +224,16 @@ pub(crate) struct Edges {
     /// Connections that found no edge of their own.
     folded: u64,
     walk: u32,
+    /// How many edges there have been.
+    numbers: u64,
+    history: History,
+    /// How long a step of the history takes at least.
+    step: Duration,
 }
 
 impl Edges {
-    /// With so many edges at most, and one more for each container.
-    pub(crate) fn new(most: usize) -> Self {
+    /// With so many edges at most, and one more for each container; remembers for so long.
+    pub(crate) fn new(most: usize, keep: Duration) -> Self {
         Self {
             most,
             peers: Peers::default(),
@@ -144,7 +245,15 @@ impl Edges {
             by_key: HashMap::new(),
             folded: 0,
             walk: 0,
+            numbers: 0,
+            history: History::new(keep, Instant::now()),
+            step: STEP,
         }
+    }
+
+    /// Whose the far ends are.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Connections that found no edge of their own.
@@ -177,6 +286,7 @@ impl Edges {
             starts: Starts::of(r),
             direction: Direction::of(r.direction),
             peer: peer(r).address,
+            local_port: r.local_port,
             peer_port: r.peer_port,
             at_ns: since_ns(r),
             counts: EdgeCounts {
@@ -249,6 +359,27 @@ impl Edges {
         owner: OwnerOf<'_>,
         name: NameOf<'_>,
     ) -> Vec<EdgeSample> {
+        let live = self.count(now, owner, name);
+        self.drop_those_without(containers);
+        let mut samples: Vec<EdgeSample> = Vec::new();
+        // Ports of the own side are no labels: what differs in them alone is one.
+        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        for (edge, counts) in
+            self.slots.iter().zip(live).filter_map(|(edge, live)| Some((edge.as_ref()?, live)))
+        {
+            let at = *places.entry(Arc::clone(&edge.labels)).or_insert_with(|| {
+                let labels = Arc::clone(&edge.labels);
+                samples.push(EdgeSample { labels, counts: EdgeCounts::default(), now: EdgeNow::default() });
+                samples.len() - 1
+            });
+            samples[at].counts.add(&counts);
+            samples[at].now.add(&edge.now);
+        }
+        samples
+    }
+
+    /// Brings all edges up to the last walk. What each has counted, by its place.
+    fn count(&mut self, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) -> Vec<EdgeCounts> {
         self.give_up(now, owner, name);
         self.settle(now, owner, name);
         // Connects that nobody answered yet have no numbers to find a far end by: they count when they do.
@@ -263,27 +394,85 @@ impl Edges {
             socket.edge = Some(self.edge_of(&socket, owner, name));
             self.sockets.insert(cookie, socket);
         }
+        let mut counts: Vec<_> = self
+            .slots
+            .iter()
+            .map(|edge| edge.as_ref().map_or_else(EdgeCounts::default, |edge| edge.ended))
+            .collect();
         for edge in self.slots.iter_mut().flatten() {
             edge.now = EdgeNow::default();
         }
-        let mut live = vec![EdgeCounts::default(); self.slots.len()];
         for socket in self.sockets.values() {
             let Some(at) = socket.edge else { continue };
-            live[at].add(&socket.counts);
+            counts[at].add(&socket.counts);
             if let (Some(edge), false) = (&mut self.slots[at], socket.has_ended) {
                 edge.now.add(&socket.now);
             }
         }
-        self.drop_those_without(containers);
-        let edges = self.slots.iter().zip(live);
+        counts
+    }
+
+    /// Whether it is time to walk for [`Edges::remember`].
+    pub(crate) fn is_step_due(&self, now: Instant) -> bool {
+        self.history.age(now) >= self.step
+    }
+
+    /// Ends a step of the history after a walk, all of which took so long.
+    pub(crate) fn remember(&mut self, now: Instant, took: Duration, owner: OwnerOf<'_>, name: NameOf<'_>) {
+        let counts = self.count(now, owner, name);
+        let added = self.added(&counts);
+        for (edge, counts) in self.slots.iter_mut().zip(counts) {
+            if let Some(edge) = edge {
+                edge.remembered = counts;
+            }
+        }
+        self.history.push(now, added);
+        self.step = STEP.max(took * MOST_OFTEN);
+    }
+
+    /// What edges have counted since the last step ended.
+    fn added(&self, counts: &[EdgeCounts]) -> Vec<Added> {
+        let edges = self.slots.iter().zip(counts).filter_map(|(edge, counts)| Some((edge.as_ref()?, counts)));
         edges
-            .filter_map(|(edge, live)| {
-                let edge = edge.as_ref()?;
-                let mut counts = edge.ended;
-                counts.add(&live);
-                Some(EdgeSample { labels: Arc::clone(&edge.labels), counts, now: edge.now })
+            .filter_map(|(edge, counts)| {
+                let counts = counts.less(&edge.remembered);
+                let added = Added { edge: edge.number, ends: Arc::clone(&edge.ends), counts };
+                (counts != EdgeCounts::default()).then_some(added)
             })
             .collect()
+    }
+
+    /// Who talks to whom, as of the last walk: since then at the latest, or since the agent's start. With the time that is
+    /// covered, and both sides joined where both are here.
+    pub(crate) fn told(
+        &mut self,
+        since: Option<Duration>,
+        now: Instant,
+        owner: OwnerOf<'_>,
+        name: NameOf<'_>,
+    ) -> (Option<Duration>, Vec<Told>) {
+        let counts = self.count(now, owner, name);
+        let mut edges: BTreeMap<u64, (Arc<Ends>, EdgeCounts, EdgeNow)> = BTreeMap::new();
+        for (edge, counts) in
+            self.slots.iter().zip(&counts).filter_map(|(e, counts)| Some((e.as_ref()?, counts)))
+        {
+            let counts = if since.is_none() { *counts } else { EdgeCounts::default() };
+            edges.insert(edge.number, (Arc::clone(&edge.ends), counts, edge.now));
+        }
+        let covered = since.map(|since| {
+            let time = now.checked_sub(since).unwrap_or(now);
+            let (began, added) = self.history.since(time, self.added(&counts));
+            for one in added {
+                let entry =
+                    edges.entry(one.edge).or_insert_with(|| (one.ends, one.counts, EdgeNow::default()));
+                entry.1 = one.counts;
+            }
+            now.saturating_duration_since(began)
+        });
+        // Of edges that only were, there is nothing to tell of a time in which nothing happened.
+        edges.retain(|_, (_, counts, now)| now.connections > 0 || *counts != EdgeCounts::default());
+        let seconds = covered.map(|covered| covered.as_secs_f64());
+        (covered, join(edges.into_values(), seconds))
     }
 
     /// Takes for ended what two walks did not meet: its end found no room in the buffer.
@@ -318,8 +507,10 @@ impl Edges {
         let near = owner(socket.cgroup_id);
         let far = socket.starts.and_then(|starts| self.peers.of(starts));
         let direction = peers::direction(socket.direction, far.as_ref());
-        let is_client = direction == Some(Direction::Active);
-        let port = is_client.then(|| peers::server_port(socket.peer_port, far.as_ref()));
+        let port = direction.map(|direction| match direction {
+            Direction::Active => peers::server_port(socket.peer_port, far.as_ref()),
+            Direction::Passive => socket.local_port,
+        });
         let called = name(&near, (socket.peer, socket.peer_port), socket.at_ns);
         let (called, pod) = called.map_or((None, None), |called| (Some(called.name), called.pod));
         let name = match (called, far) {
@@ -328,24 +519,39 @@ impl Edges {
             (None, None) if direction == Some(Direction::Passive) => ELSEWHERE.to_owned(),
             (None, None) => socket.peer.to_string(),
         };
-        let far = match (far, pod) {
-            (Some(end), _) => labels(&owner(end.cgroup_id)),
+        let far_container = far.map(|end| owner(end.cgroup_id));
+        let far = match (&far_container, pod) {
+            (Some(container), _) => labels(container),
             (None, Some((namespace, pod))) => {
                 Labels { pod: pod.to_string(), namespace: namespace.to_string(), ..Labels::default() }
             }
             (None, None) => Labels::default(),
         };
+        let mut far_node = match far_container {
+            Some(container) => Node::Container(container.whole()),
+            None if name == socket.peer.to_string() => Node::Address(socket.peer),
+            None => Node::Name(name.as_str().into()),
+        };
         let mut key = Key { near: labels(&near), far, name, port, direction };
         if !self.by_key.contains_key(&key) && self.by_key.len() >= self.most {
             self.folded += 1;
             key = key.of_others();
+            far_node = Node::Name(OTHER.into());
         }
+        let ends = Ends { near: near.whole(), far: far_node, port: key.port, direction };
         if let Some(known) = self.by_key.get(&key) {
+            if let Some(Some(edge)) = self.slots.get_mut(*known) {
+                edge.renew(ends);
+            }
             return *known;
         }
+        self.numbers += 1;
         let edge = Edge {
+            number: self.numbers,
             labels: key.text().into(),
             key: key.clone(),
+            ends: Arc::new(ends),
+            remembered: EdgeCounts::default(),
             ended: EdgeCounts::default(),
             now: EdgeNow::default(),
         };
@@ -361,8 +567,6 @@ impl Edges {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -395,6 +599,7 @@ mod tests {
         }
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
     const ROW: usize = record::event::EVENTS;
 
     /// `(labels, connections, established, sent bytes)`.
@@ -413,7 +618,7 @@ mod tests {
 
     #[test]
     fn both_ends_have_their_edge() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, HOUR);
         for r in [socket(1, 7, EVENT_ESTABLISHED, 0), socket(0, 8, EVENT_ESTABLISHED, 0)] {
             edges.event(&r);
         }
@@ -442,7 +647,7 @@ mod tests {
 
     #[test]
     fn a_pod_elsewhere_is_told_by_its_labels() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, HOUR);
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 1));
         let pod = |_: &Container, (_, port): (IpAddr, u16), _: u64| {
@@ -456,7 +661,7 @@ mod tests {
 
     #[test]
     fn what_two_walks_did_not_meet_has_ended() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, HOUR);
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 100));
         let mut sent = Vec::new();
@@ -473,7 +678,7 @@ mod tests {
     fn clients_elsewhere_are_one_and_servers_are_told_apart() {
         // Ten servers, and all clients together.
         for (most, expected, folded) in [(11, 11, 0), (5, 5, 6)] {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, HOUR);
             edges.begin_walk();
             for n in 0..20_u64 {
                 let mut r = socket(n, 7, ROW, 1);
@@ -503,7 +708,7 @@ mod tests {
             steps in prop::collection::vec((0_u64..12, 0_usize..4, 1_u64..100), 1..80),
             most in 0_usize..6,
         ) {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, HOUR);
             let mut now = Instant::now();
             // By what is told apart: the cookie of the connection that is there, and what it sent.
             let mut live: HashMap<u64, (u64, u64)> = HashMap::new();

@@ -1,7 +1,8 @@
-//! The thread that owns the monitor. Scrapes come to it one by one, and those that came while it walked share the next
+//! The thread that owns the monitor. Questions come to it one by one; scrapes that came while it walked share the next
 //! walk.
 
 use std::{
+    mem,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -20,12 +21,13 @@ use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    edges::Edges,
+    edges::{Edges, NameOf, OwnerOf},
     exposition::{self, Exposition, OfEdges, OfNamespaces},
     namespaces::Namespaces,
     reconciliation::Reconciliation,
     series::Series,
     strays::Accounts,
+    tails::{self, Tails},
 };
 use crate::{
     args::AgentArgs,
@@ -43,16 +45,28 @@ const EVENTS_PERIOD: Duration = Duration::from_millis(50);
 /// Room for events, bytes: a walk and a scrape may keep them waiting. A comparison wants more kinds of them.
 const BUFFER: u32 = 16 << 20;
 const BUFFER_TO_COMPARE: u32 = 64 << 20;
+/// The same where events are sent only while somebody follows them.
+const BUFFER_TO_FOLLOW: u32 = 4 << 20;
+/// Rows that a walk brings at a time where only questions want them.
+const FEW_ROWS: u32 = 1024;
 /// How often network namespaces that appeared are looked into, for what was there before they were seen.
 const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
 
 /// What a scrape gets: the metrics, or why there are none.
 pub(crate) type Answer = Result<Arc<Exposition>, String>;
 
+/// What the thread is asked.
+enum Request {
+    /// For the metrics.
+    Scrape(oneshot::Sender<Answer>),
+    /// For anything else.
+    Do(Box<dyn FnOnce(&mut Worker) + Send>),
+}
+
 /// The way to the gauge's thread.
 #[derive(Clone)]
 pub(crate) struct Gauge {
-    scrapes: Sender<oneshot::Sender<Answer>>,
+    requests: Sender<Request>,
 }
 
 impl Gauge {
@@ -77,54 +91,81 @@ impl Gauge {
         } else {
             options
         };
+        options.rows = options.rows.max(FEW_ROWS);
         if args.edges {
             options.events |= LIFE_EVENTS;
             options.rows = ROWS;
             options.dns = args.dns.then(|| dns_root(directory.layout())).transpose()?;
         }
-        let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
+        if options.events == 0 {
+            options.buffer = BUFFER_TO_FOLLOW;
+        }
+        let own_events = mem::replace(&mut options.events, tails::ALL_EVENTS);
+        let edges = args.edges.then(|| Edges::new(args.max_edges as usize, args.history));
         let series = Series::new(args.grace);
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        let (scrapes, asked) = channel();
+        let (requests, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces, edges) {
-                Ok(worker) => {
-                    let _ = ready.send(Ok(()));
-                    worker.run(&asked);
+            .spawn(move || {
+                match Worker::start(&options, own_events, interval, directory, series, namespaces, edges) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { scrapes })
+        Ok(Self { requests })
     }
 
     /// The metrics as of now.
     pub(crate) async fn scrape(&self) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let gone = || "the gauge's thread has ended".to_owned();
-        self.scrapes.send(answer).map_err(|_| gone())?;
+        self.requests.send(Request::Scrape(answer)).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    /// What the thread answers to a question.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (answer, answered) = oneshot::channel();
+        let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
+        self.requests.send(Request::Do(question)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
     }
 }
 
-struct Worker {
-    monitor: Monitor,
-    directory: Directory,
+fn gone() -> String {
+    "the gauge's thread has ended".to_owned()
+}
+
+pub(crate) struct Worker {
+    pub(super) monitor: Monitor,
+    pub(super) directory: Directory,
     series: Series,
     namespaces: Namespaces,
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
-    edges: Option<Edges>,
-    names: Names,
-    kernel: String,
+    pub(super) edges: Option<Edges>,
+    pub(super) names: Names,
+    pub(super) tails: Tails,
+    /// The events that are sent though nobody follows any.
+    own_events: u32,
+    pub(super) kernel: String,
+    /// Since when all is attached.
+    pub(super) began: Instant,
 }
 
 impl Worker {
     fn start(
         options: &Options,
+        own_events: u32,
         interval: Option<Duration>,
         directory: Directory,
         series: Series,
@@ -132,13 +173,26 @@ impl Worker {
         edges: Option<Edges>,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
+        monitor.send_events(own_events);
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
         let names = Names::start(&directory);
-        let mut worker =
-            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
+        let mut worker = Self {
+            monitor,
+            directory,
+            series,
+            namespaces,
+            strays,
+            reconciliation,
+            edges,
+            names,
+            tails: Tails::default(),
+            own_events,
+            kernel,
+            began: Instant::now(),
+        };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
             worker.walk()?;
@@ -146,24 +200,24 @@ impl Worker {
         Ok(worker)
     }
 
-    fn walk(&mut self) -> anyhow::Result<Walk> {
+    /// Brings all up to now.
+    pub(super) fn walk(&mut self) -> anyhow::Result<Walk> {
         let Some(edges) = &mut self.edges else { return Ok(self.monitor.walk(None)?) };
         edges.begin_walk();
         Ok(self.monitor.walk(Some(&mut |row| edges.row(row)))?)
     }
 
     /// Works until nobody is left to ask.
-    fn run(mut self, asked: &Receiver<oneshot::Sender<Answer>>) {
+    fn run(mut self, asked: &Receiver<Request>) {
         let mut adopted = Instant::now();
-        let has_events = self.reconciliation.is_some() || self.edges.is_some();
-        let period = if has_events { EVENTS_PERIOD } else { PERIOD };
         loop {
-            let first = match asked.recv_timeout(period) {
+            let has_events = self.own_events != 0 || !self.tails.is_empty();
+            let first = match asked.recv_timeout(if has_events { EVENTS_PERIOD } else { PERIOD }) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if let Err(error) = self.take_notes() {
+            if let Err(error) = self.take_notes().and_then(|()| self.remember()) {
                 tracing::warn!("{error:#}");
             }
             if adopted.elapsed() >= ADOPTION_PERIOD {
@@ -173,9 +227,15 @@ impl Worker {
                     tracing::warn!("{error}");
                 }
             }
-            if let Some(first) = first {
-                // Who asks from now on may know of more than this walk sees, and gets the next one.
-                let waiting: Vec<_> = std::iter::once(first).chain(asked.try_iter()).collect();
+            // Who asks from now on may know of more than this walk sees, and gets the next one.
+            let mut waiting = Vec::new();
+            for request in first.into_iter().chain(asked.try_iter()) {
+                match request {
+                    Request::Scrape(answer) => waiting.push(answer),
+                    Request::Do(question) => question(&mut self),
+                }
+            }
+            if !waiting.is_empty() {
                 let answer = self.scrape().map(Arc::new).map_err(|error| format!("{error:#}"));
                 for one in waiting {
                     let _ = one.send(answer.clone());
@@ -184,7 +244,43 @@ impl Worker {
         }
     }
 
-    fn take_notes(&mut self) -> anyhow::Result<()> {
+    /// Ends a step of the edges' history, if it is time.
+    fn remember(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        if self.edges.as_ref().is_none_or(|edges| !edges.is_step_due(began)) {
+            return Ok(());
+        }
+        self.walk_edges(|edges, owner, name| edges.remember(began, began.elapsed(), owner, name))?;
+        Ok(())
+    }
+
+    /// Brings the edges up to now, and asks them. `None`: nobody counts edges.
+    pub(super) fn walk_edges<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Edges, OwnerOf<'_>, NameOf<'_>) -> T,
+    ) -> anyhow::Result<Option<T>> {
+        if self.edges.is_none() {
+            return Ok(None);
+        }
+        self.walk()?;
+        take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.take_events()?;
+        Ok(self.ask_edges(ask))
+    }
+
+    fn ask_edges<T>(&mut self, ask: impl FnOnce(&mut Edges, OwnerOf<'_>, NameOf<'_>) -> T) -> Option<T> {
+        let (directory, names) = (&self.directory, &self.names);
+        let owner = |id| directory.resolve(id);
+        let name = |container: &Container, address, at| names.of(directory, container, address, at);
+        Some(ask(self.edges.as_mut()?, &owner, &name))
+    }
+
+    /// Has the kernel send the events that somebody wants.
+    pub(super) fn send_wanted_events(&mut self) {
+        self.monitor.send_events(self.own_events | self.tails.events());
+    }
+
+    pub(super) fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.monitor.tend()?;
         self.take_events()?;
@@ -195,9 +291,14 @@ impl Worker {
         }
     }
 
-    fn take_events(&mut self) -> anyhow::Result<()> {
-        let (edges, reconciliation) = (&mut self.edges, &mut self.reconciliation);
+    pub(super) fn take_events(&mut self) -> anyhow::Result<()> {
+        let (edges, reconciliation, tails) = (&mut self.edges, &mut self.reconciliation, &mut self.tails);
+        let own_events = self.own_events;
         self.monitor.events(&mut |event| {
+            tails.event(event);
+            if own_events & (1 << event.event) == 0 {
+                return;
+            }
             if let Some(edges) = edges {
                 edges.event(event);
             }
@@ -205,14 +306,13 @@ impl Worker {
                 reconciliation.event(event);
             }
         })?;
-        let directory = &self.directory;
-        if let Some(edges) = edges {
-            let names = &mut self.names;
-            self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
-            let owner = |id| directory.resolve(id);
-            let name = |container: &Container, address, at| names.of(directory, container, address, at);
-            edges.settle(Instant::now(), &owner, &name);
+        let (directory, names) = (&self.directory, &mut self.names);
+        self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
+        let peers = edges.as_ref().map(Edges::peers);
+        if tails.tell(directory, names, peers) {
+            self.monitor.send_events(self.own_events | tails.events());
         }
+        self.ask_edges(|edges, owner, name| edges.settle(Instant::now(), owner, name));
         Ok(())
     }
 
@@ -248,12 +348,11 @@ impl Worker {
     }
 
     fn of_edges(&mut self) -> Option<OfEdges> {
-        let directory = &self.directory;
-        let edges = self.edges.as_mut()?;
-        let owner = |id| directory.resolve(id);
-        let name = |container: &Container, address, at| self.names.of(directory, container, address, at);
-        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &name);
-        Some(OfEdges { samples, folded: edges.folded() })
+        let containers = self.series.all();
+        self.ask_edges(|edges, owner, name| OfEdges {
+            samples: edges.samples(&containers, Instant::now(), owner, name),
+            folded: edges.folded(),
+        })
     }
 
     /// What became of packets of no socket, to the containers whose namespaces they were in.

@@ -17,13 +17,13 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{gauge::Gauge, text::Format};
+use super::{api, gauge::Gauge, text::Format};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const INDEX: &str = "<!doctype html><title>tcptide</title><h1>tcptide</h1>\
-    <ul><li><a href=metrics>Metrics</a><li><a href=-/healthy>Health</a></ul>";
+    <ul><li><a href=metrics>Metrics</a><li><a href=api/v1/openapi.json>API</a><li><a href=-/healthy>Health</a></ul>";
 
 /// How long an answer may take that is under way at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -69,6 +69,7 @@ fn router(gauge: Gauge) -> Router {
         .route("/-/healthy", get(async || "tcptide is healthy\n"))
         // It serves only once everything is attached.
         .route("/-/ready", get(async || "tcptide is ready\n"))
+        .nest("/api/v1", api::router())
         .with_state(gauge)
 }
 

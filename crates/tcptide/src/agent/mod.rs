@@ -1,13 +1,16 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
+mod api;
 mod edges;
 mod exposition;
 mod gauge;
+mod history;
 mod http;
 mod namespaces;
 mod reconciliation;
 mod series;
 mod strays;
+mod tails;
 mod text;
 
 use std::net::TcpListener;

@@ -2,7 +2,11 @@
 
 use std::{cmp::Reverse, net::IpAddr, sync::Arc};
 
-use model::container::{Container, sanitize};
+use jiff::Timestamp;
+use model::{
+    container::{Container, sanitize},
+    edge::{EdgeCounts, EdgeNow},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +80,20 @@ pub(crate) struct Side {
 }
 
 impl Side {
+    /// What an edge's metrics tell.
+    pub(crate) fn of(counts: &EdgeCounts, now: &EdgeNow) -> Self {
+        Self {
+            sent_bytes: counts.sent_bytes,
+            received_bytes: counts.received_bytes,
+            segments_out: counts.sent_segments,
+            retransmits: counts.retransmitted_segments,
+            srtt_us: now.srtt_us.checked_div(now.srtts),
+            min_rtt_us: now.min_rtt_us,
+            srtt_sum: now.srtt_us,
+            srtts: now.srtts,
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.sent_bytes += other.sent_bytes;
         self.received_bytes += other.received_bytes;
@@ -205,6 +223,20 @@ pub(crate) fn fold(mut edges: Vec<Edge>, most: usize) -> Vec<Edge> {
 /// Those of both sides, as far as they are here.
 pub(crate) fn retransmits(edge: &Edge) -> u64 {
     edge.client_side.iter().chain(&edge.server_side).map(|side| side.retransmits).sum()
+}
+
+/// What an agent tells of edges.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Edges {
+    /// Since when it was counted, where a time was asked for: what is known may begin later, and a step of it earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<Timestamp>,
+    /// How long that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seconds: Option<f64>,
+    /// How many edges there are that were asked for.
+    pub(crate) matched: u64,
+    pub(crate) edges: Vec<Edge>,
 }
 
 /// Sorts those with the most connections first.

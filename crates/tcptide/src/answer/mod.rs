@@ -2,5 +2,7 @@
 
 pub(crate) mod containers;
 pub(crate) mod edges;
+pub(crate) mod health;
 pub(crate) mod listeners;
+pub(crate) mod programs;
 pub(crate) mod states;

@@ -101,7 +101,7 @@ fn kubernetes(status: Option<&KubernetesStatus>) -> String {
 }
 
 /// How it goes with a runtime's API, in a line.
-fn runtime(status: &RuntimeStatus) -> String {
+pub(crate) fn runtime(status: &RuntimeStatus) -> String {
     let state = match &status.state {
         RuntimeState::Starting => "no answer yet".to_owned(),
         RuntimeState::Absent => "not there".to_owned(),

@@ -44,7 +44,7 @@ const COLUMNS: &[Column] = &[
 
 pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let options = Options {
-        events: args.events(),
+        events: args.events.bits(),
         buffer: args.stream.buffer << 20,
         read_delay: args.read_delay,
         ..Options::default()
