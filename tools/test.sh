@@ -88,7 +88,10 @@ stories() {
     done <<<"$failed"
 }
 
-install_test_tools() { test_needs | without_services install_missing; }
+install_test_tools() {
+    test_needs | without_services install_missing
+    python_tools "${CARGO_TARGET_DIR:-target}/python"
+}
 
 # As it runs where nobody watches: stdout is no terminal.
 run_unattended() { tools/run.sh </dev/null | cat; }

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     /// Who talks to whom: containers, their peers, and what goes between them
     Map(MapArgs),
     /// Sockets by container and TCP state
-    States(LookArgs),
+    States(StatesArgs),
     /// Listening sockets: how full their queues are, and what they turned away
     Listen(ListenArgs),
     /// What holds connections back: the network, the peer or the container itself, with the numbers that led there
@@ -49,6 +49,23 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
 pub(crate) struct FilterArgs {
+    #[command(flatten)]
+    edge: EdgeFilterArgs,
+    /// Processes by id
+    #[arg(long, value_name = "PIDS")]
+    pid: Option<List<u32>>,
+}
+
+impl FilterArgs {
+    pub(crate) fn filter(&self) -> Filter {
+        Filter { pid: self.pid.clone().unwrap_or_default(), ..self.edge.filter() }
+    }
+}
+
+/// Which connections, by what edges are told by, too.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct EdgeFilterArgs {
     /// Containers by name (with *), or by the beginning of their id
     #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
     container: Option<List<Pattern>>,
@@ -61,9 +78,6 @@ pub(crate) struct FilterArgs {
     /// Cgroups by path, with all below it, or by id
     #[arg(long, value_name = "PATHS")]
     cgroup: Option<List<CgroupRef>>,
-    /// Processes by id
-    #[arg(long, value_name = "PIDS")]
-    pid: Option<List<u32>>,
     /// Ports of either end
     #[arg(long, value_name = "PORTS")]
     port: Option<List<u16>>,
@@ -72,7 +86,7 @@ pub(crate) struct FilterArgs {
     peer: Option<List<ipnet::IpNet>>,
 }
 
-impl FilterArgs {
+impl EdgeFilterArgs {
     pub(crate) fn filter(&self) -> Filter {
         let this = self.clone();
         Filter {
@@ -80,7 +94,7 @@ impl FilterArgs {
             pod: this.pod.unwrap_or_default(),
             namespace: this.namespace.unwrap_or_default(),
             cgroup: this.cgroup.unwrap_or_default(),
-            pid: this.pid.unwrap_or_default(),
+            pid: List::default(),
             port: this.port.unwrap_or_default(),
             peer: this.peer.unwrap_or_default(),
         }
@@ -157,6 +171,18 @@ pub(crate) struct RuntimeArgs {
     pub(crate) node: Option<String>,
 }
 
+/// Which agent to ask.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "A running agent")]
+pub(crate) struct ConnectArgs {
+    /// Ask the agent at this address instead of loading programs, such as http://127.0.0.1:9836: that needs no privileges
+    #[arg(long, value_name = "URL")]
+    connect: Option<String>,
+    /// Certificates (PEM) of who signed the agent's, instead of those that this host trusts
+    #[arg(long = "connect-ca", value_name = "FILE", requires = "connect")]
+    connect_ca: Option<PathBuf>,
+}
+
 /// How long a stream runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StreamArgs {
@@ -183,6 +209,8 @@ pub(crate) struct TraceArgs {
     pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 /// Which events.
@@ -283,6 +311,16 @@ pub(crate) struct LookArgs {
     pub(crate) filter: FilterArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatesArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -310,6 +348,10 @@ pub(crate) struct MapArgs {
     /// Watch for so long, such as 10s: what is opened, fails and is carried meanwhile
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) duration: Option<Duration>,
+    /// Ask a running agent with --edges what was counted in this time up to now, such as 10m [default for --connect:
+    /// http://127.0.0.1:9836]
+    #[arg(long, value_name = "TIME", conflicts_with = "duration", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) since: Option<Duration>,
     /// With --duration, take names from the DNS answers that containers get, too: a program looks at each packet of this host
     #[arg(long, requires = "duration")]
     pub(crate) dns: bool,
@@ -360,6 +402,8 @@ pub(crate) struct ContainersArgs {
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]

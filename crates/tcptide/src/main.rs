@@ -3,6 +3,7 @@
 mod agent;
 mod answer;
 mod args;
+mod client;
 mod command;
 mod identity;
 mod names;
@@ -15,28 +16,23 @@ mod session;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::{
     args::{Cli, Command},
+    client::Remote,
     output::say,
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut command = Cli::command();
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     start_logging();
-    let result = match cli.command {
-        Command::Trace(args) => command::trace::run(&args),
-        Command::Connlat(args) => command::connlat::run(&args),
-        Command::Rtt(args) => command::rtt::run(&args),
-        Command::Conns(args) => command::conns::run(&args),
-        Command::States(args) => command::states::run(&args),
-        Command::Listen(args) => command::listen::run(&args),
-        Command::Explain(args) => command::explain::run(&args),
-        Command::Map(args) => command::map::run(&args),
-        Command::Containers(args) => command::containers::run(&args),
-        Command::Agent(args) => agent::run(&args),
-        Command::Doctor(args) => command::doctor::run(&args),
+    let given = matches.subcommand().and_then(|(name, given)| Some((given, command.find_subcommand(name)?)));
+    let result = match given.map(|(given, command)| Remote::of(given, command)).transpose() {
+        Ok(agent) => run(cli.command, agent.flatten().as_ref()),
+        Err(error) => Err(error),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,6 +41,23 @@ fn main() -> ExitCode {
             say!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs a command, with the agent that it is to ask instead.
+fn run(command: Command, agent: Option<&Remote>) -> anyhow::Result<()> {
+    match command {
+        Command::Trace(args) => command::trace::run(&args, agent),
+        Command::Connlat(args) => command::connlat::run(&args),
+        Command::Rtt(args) => command::rtt::run(&args),
+        Command::Conns(args) => command::conns::run(&args, agent),
+        Command::States(args) => command::states::run(&args, agent),
+        Command::Listen(args) => command::listen::run(&args, agent),
+        Command::Explain(args) => command::explain::run(&args),
+        Command::Map(args) => command::map::run(&args, agent),
+        Command::Containers(args) => command::containers::run(&args, agent),
+        Command::Agent(args) => agent::run(&args),
+        Command::Doctor(args) => command::doctor::run(&args),
     }
 }
 

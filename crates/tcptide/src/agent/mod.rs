@@ -13,6 +13,8 @@ mod strays;
 mod tails;
 mod text;
 
+pub(crate) use api::query;
+
 use std::net::TcpListener;
 
 use anyhow::Context as _;

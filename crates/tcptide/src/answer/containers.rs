@@ -31,3 +31,9 @@ pub(crate) fn identified(directory: &Directory, all: bool) -> Vec<Identified> {
         |container: Arc<Container>| Identified { annotations: Arc::clone(&container.annotations), container };
     found.into_iter().map(of).collect()
 }
+
+/// What an agent tells of containers.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Containers {
+    pub(crate) containers: Vec<Identified>,
+}

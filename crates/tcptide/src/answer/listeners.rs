@@ -49,3 +49,9 @@ pub(crate) struct Watched {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) accept_wait_is_bound: bool,
 }
+
+/// What an agent tells of listeners.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Listeners {
+    pub(crate) listeners: Vec<Listener>,
+}

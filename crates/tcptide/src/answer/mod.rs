@@ -1,5 +1,6 @@
 //! What is told of a host: what the commands print and the agent's API serves, as one type each.
 
+pub(crate) mod connections;
 pub(crate) mod containers;
 pub(crate) mod edges;
 pub(crate) mod health;

@@ -44,3 +44,9 @@ impl Program {
         }
     }
 }
+
+/// What an agent tells of programs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Programs {
+    pub(crate) programs: Vec<Program>,
+}

@@ -103,6 +103,12 @@ fn tw(sockstat: &str) -> Option<u64> {
     words.nth(1)?.parse().ok()
 }
 
+/// What an agent tells of states.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Rows {
+    pub(crate) states: Vec<Row>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use clap::CommandFactory as _;
 use model::container::Container;
 
 use super::{kubernetes, print, runtime};
 use crate::{
-    answer::containers::identified,
+    agent::query,
+    answer::containers::{Containers, identified},
     args::ContainersArgs,
+    client::Remote,
     output::{
         say,
         table::{Cell, Column},
@@ -30,7 +33,11 @@ const COLUMNS: &[Column] = &[
     Column::left("CGROUP").shrinks_to(12).rank(1),
 ];
 
-pub(crate) fn run(args: &ContainersArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ContainersArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        let Containers { containers } = agent.get("containers", &query::Containers::command(), &[], &[])?;
+        return print(args.output.output, &containers, COLUMNS, |one| row(&one.container));
+    }
     let directory = directory(&args.output.runtimes)?;
     directory.settle(PATIENCE);
     let all = identified(&directory, args.all);

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
 };
 
+use clap::CommandFactory as _;
 use model::{
     connection::{Event, local},
     histogram::{Histogram, Scale},
@@ -15,8 +16,10 @@ use probe::Options;
 
 use super::{conns::process, endpoint, explain_nothing, owner, print};
 use crate::{
-    answer::listeners::{Listener, Watched, sort},
+    agent::query,
+    answer::listeners::{Listener, Listeners, Watched, sort},
     args::ListenArgs,
+    client::Remote,
     output::{
         say,
         style::Role,
@@ -49,8 +52,12 @@ const WHICH: &[Column] = &[Column::right("NETNS").wide_only(), Column::right("CO
 /// How long connections waited, by cookie, and by network namespace and local end.
 type Waits = BTreeMap<(u32, IpAddr, Option<u16>), HashMap<u64, u32>>;
 
-pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ListenArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
     let ListenArgs { look, duration } = args;
+    if let Some(agent) = agent {
+        let Listeners { listeners } = agent.get("listeners", &query::Listeners::command(), &[], &[])?;
+        return print(look.output.output, &listeners, &[COLUMNS, WHICH].concat(), row);
+    }
     let options = Options {
         follow: duration.is_some(),
         events: duration.map_or(0, |_| Event::Close.bit()),

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::CommandFactory as _;
 use model::{
     connection::{Direction, Event, LISTEN, peer, rtt, since_ns, subject},
     container::{Container, sanitize},
@@ -23,9 +24,12 @@ use probe::Options;
 
 use super::{explain_no_peer, print};
 use crate::{
-    answer::edges::{Edge, EdgeId, Node, NodeId, Side, fold, retransmits, sort},
+    agent::query,
+    answer::edges::{Edge, EdgeId, Edges, Node, NodeId, Side, fold, retransmits, sort},
     args::{Drawing, MapArgs},
+    client::Remote,
     output::{
+        say,
         table::{Cell, Column},
         units,
         writer::Output,
@@ -51,6 +55,8 @@ const WATCHED: &[Column] = &[
     Column::right("SENT/S").rank(4),
     Column::right("RECEIVED/S").rank(4),
 ];
+/// How many of them are rates.
+const RATES: usize = 2;
 
 /// The most edges that are kept apart while watching; what else comes is ~other.
 const MOST_EDGES: usize = 65_536;
@@ -75,7 +81,10 @@ struct Sight {
     is_wanted: bool,
 }
 
-pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &MapArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     let watches = args.duration.is_some();
     let options = if watches {
         Options { rows: ROWS, events: LIFE_EVENTS, ..Options::default() }
@@ -118,20 +127,38 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         }
     }
     session.filter = filter;
-    match args.draw {
-        Some(drawing) => {
-            let mut out = Output::stdout();
-            out.write_all(draw(drawing, &edges).as_bytes())?;
-            out.flush()?;
-        }
-        None => {
-            let columns = [COLUMNS, if watches { WATCHED } else { &[] }].concat();
-            print(look.output.output, &edges, &columns, row)?;
-        }
-    }
+    show(args, &edges, if watches { WATCHED } else { &[] })?;
     explain_no_peer(&session, &args.peer, edges.len(), walk.sockets);
     session.report_losses();
     Ok(())
+}
+
+/// The same, as an agent counted it.
+fn show_of(agent: &Remote, args: &MapArgs) -> anyhow::Result<()> {
+    let max_edges = args.max_edges.to_string();
+    let more = [("max_edges", max_edges.as_str())];
+    let local = ["draw", "max-edges"];
+    let answer: Edges = agent.get("edges", &query::Edges::command(), &local, &more)?;
+    // The rates are those of a time that was asked for.
+    let (counted, _) = WATCHED.split_at(WATCHED.len() - RATES);
+    show(args, &answer.edges, if agent.has("since") { WATCHED } else { counted })?;
+    if let (Some(asked), Some(seconds)) = (args.since, answer.seconds)
+        && seconds < asked.as_secs_f64()
+    {
+        say!("the agent knows of the last {} only", units::duration((seconds * 1e6) as u64));
+    }
+    Ok(())
+}
+
+fn show(args: &MapArgs, edges: &[Edge], watched: &[Column]) -> anyhow::Result<()> {
+    match args.draw {
+        Some(drawing) => {
+            let mut out = Output::stdout();
+            out.write_all(draw(drawing, edges).as_bytes())?;
+            Ok(out.flush()?)
+        }
+        None => print(args.look.output.output, edges, &[COLUMNS, watched].concat(), row),
+    }
 }
 
 /// What was seen so far.

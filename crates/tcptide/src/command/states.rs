@@ -1,12 +1,15 @@
 //! `tcptide states`: sockets by container and TCP state.
 
+use clap::CommandFactory as _;
 use model::connection::LISTEN;
 use probe::Options;
 
-use super::{explain_nothing, owner, print};
+use super::{explain_no_peer, owner, print};
 use crate::{
-    answer::states::{Row, States, time_wait},
-    args::LookArgs,
+    agent::query,
+    answer::states::{Row, Rows, States, time_wait},
+    args::StatesArgs,
+    client::Remote,
     output::table::{Cell, Column},
     session::{ROWS, Session},
 };
@@ -28,18 +31,23 @@ const COLUMNS: &[Column] = &[
 /// The states in the order of the columns.
 const ORDER: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 9, 11, LISTEN as usize];
 
-pub(crate) fn run(args: &LookArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &StatesArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    let StatesArgs { look, peer } = args;
+    if let Some(agent) = agent {
+        let Rows { states } = agent.get("states", &query::States::command(), &[], &[])?;
+        return print(look.output.output, &states, COLUMNS, cells);
+    }
     let options = Options { follow: false, rows: ROWS, ..Options::default() };
-    let mut session = Session::start(&args.filter, &args.output, options)?;
+    let mut session = Session::start_to_look(&look.filter, &look.output, options, peer)?;
     session.insist_on_owners()?;
     let mut states = States::default();
-    let walk = session.walk(|row, container, _| states.see(row, container))?;
+    let walk = session.look(|seen| states.see(seen.record, seen.container))?;
     let mut rows = states.rows();
-    explain_nothing(&session, rows.len(), walk.sockets, "sockets");
-    if session.filter.is_empty() {
+    explain_no_peer(&session, peer, rows.len(), walk.sockets);
+    if session.filter.is_empty() && peer.is_empty() {
         rows.extend(time_wait(|| session.directory.resolve(0)));
     }
-    print(args.output.output, &rows, COLUMNS, cells)?;
+    print(look.output.output, &rows, COLUMNS, cells)?;
     session.report_losses();
     Ok(())
 }

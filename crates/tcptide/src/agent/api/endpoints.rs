@@ -20,8 +20,7 @@ use model::{
     filter::{Filter, Subject},
     record,
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Serialize;
+use schemars::{Schema, SchemaGenerator};
 
 use super::{Refusal, json, openapi, query};
 use crate::{
@@ -30,12 +29,13 @@ use crate::{
         tails::{Told, Wanted},
     },
     answer::{
-        containers::{Identified, identified},
+        connections::Connections,
+        containers::{Containers, identified},
         edges::{Edge, Edges, Node, fold},
         health::{Health, Lost},
-        listeners::{self, Listener},
-        programs::Program,
-        states::{self, States},
+        listeners::{self, Listener, Listeners},
+        programs::{Program, Programs},
+        states::{self, Rows, States},
     },
     args::PeerArgs,
     peers::{Peers, Starts},
@@ -125,38 +125,6 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
 
 /// How often a stream says that it is there while nothing happens.
 const ALIVE: Duration = Duration::from_secs(15);
-
-/// Live connections.
-#[derive(Serialize, JsonSchema)]
-struct Connections {
-    /// How many there are that were asked for; `connections` may have fewer.
-    matched: u64,
-    connections: Vec<Connection>,
-}
-
-/// Sockets by state.
-#[derive(Serialize, JsonSchema)]
-struct Rows {
-    states: Vec<states::Row>,
-}
-
-/// Listening sockets.
-#[derive(Serialize, JsonSchema)]
-struct Listeners {
-    listeners: Vec<Listener>,
-}
-
-/// Containers.
-#[derive(Serialize, JsonSchema)]
-struct Containers {
-    containers: Vec<Identified>,
-}
-
-/// BPF programs.
-#[derive(Serialize, JsonSchema)]
-struct Programs {
-    programs: Vec<Program>,
-}
 
 /// Asks the gauge's thread.
 async fn ask<T: Send + 'static>(

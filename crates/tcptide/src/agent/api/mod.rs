@@ -3,7 +3,7 @@
 
 mod endpoints;
 mod openapi;
-mod query;
+pub(crate) mod query;
 
 use axum::{
     Router,
@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::Serialize;
 
-pub(super) use endpoints::ENDPOINTS;
+use self::endpoints::ENDPOINTS;
 
 use super::gauge::Gauge;
 

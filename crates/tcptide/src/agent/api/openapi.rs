@@ -83,16 +83,22 @@ fn parameter(arg: &Arg) -> Option<Value> {
     )
 }
 
+/// An address or a network; of IPv6 those that are written out, or end in `::`.
+const NETWORK: &str = "((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}\
+                       (/(3[0-2]|[12]?[0-9]))?|\
+                       (([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,7}:)\
+                       (/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
+
 /// What values look like, by what the options call them.
-fn pattern(what: &str) -> Option<&'static str> {
+fn pattern(what: &str) -> Option<String> {
     let list = match what {
         "NAMES" => r"^!?[^,!\s]+(,!?[^,!\s]+)*$",
         "PORTS" => "^!?[1-9][0-9]{0,3}(,!?[1-9][0-9]{0,3})*$",
         "PIDS" => "^!?[1-9][0-9]{0,8}(,!?[1-9][0-9]{0,8})*$",
-        "PATHS" => r"^!?(/[^,!\s]*|[1-9][0-9]{0,17})(,!?/[^,!\s]*)*$",
-        "CIDRS" => r"^!?[0-9a-f.:]+(/[0-9]{1,3})?(,!?[0-9a-f.:]+(/[0-9]{1,3})?)*$",
+        "PATHS" => r"^!?(/[^,!\s]*|[0-9]{1,18})(,!?(/[^,!\s]*|[0-9]{1,18}))*$",
+        "CIDRS" => return Some(format!("^!?{NETWORK}(,!?{NETWORK})*$")),
         "TIME" => "^[1-9][0-9]{0,4}(ms|s|m|h)$",
         _ => return None,
     };
-    Some(list)
+    Some(list.to_owned())
 }

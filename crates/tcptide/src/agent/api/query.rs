@@ -6,21 +6,22 @@ use clap::{CommandFactory, FromArgMatches, Parser, error::ContextKind};
 use model::container::nearest;
 
 use super::Refusal;
-use crate::args::{EventArgs, FilterArgs, PeerArgs, duration};
+use crate::args::{EdgeFilterArgs, EventArgs, FilterArgs, PeerArgs, duration};
 
+/// The parameter that may stand without a value.
+const FLAG: &str = "all";
 /// The most connections or edges in an answer.
 pub(super) const MOST: u32 = 100_000;
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Nothing {}
+pub(crate) struct Nothing {}
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     /// Listening sockets too
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = clap::ArgAction::Set)]
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) all: bool,
     /// So many at most, those that have carried most
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
@@ -33,7 +34,7 @@ pub(super) struct Connections {
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct States {
+pub(crate) struct States {
     #[command(flatten)]
     pub(super) filter: FilterArgs,
     #[command(flatten)]
@@ -42,23 +43,22 @@ pub(super) struct States {
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Listeners {
+pub(crate) struct Listeners {
     #[command(flatten)]
     pub(super) filter: FilterArgs,
 }
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Containers {
+pub(crate) struct Containers {
     /// Every cgroup, not only containers
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = clap::ArgAction::Set)]
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) all: bool,
 }
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Edges {
+pub(crate) struct Edges {
     /// What was counted in this time, such as 10m, up to now; without it, since the agent's start
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(super) since: Option<Duration>,
@@ -66,14 +66,14 @@ pub(super) struct Edges {
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     pub(super) max_edges: u32,
     #[command(flatten)]
-    pub(super) filter: FilterArgs,
+    pub(super) filter: EdgeFilterArgs,
     #[command(flatten)]
     pub(super) peer: PeerArgs,
 }
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-pub(super) struct Events {
+pub(crate) struct Events {
     #[command(flatten)]
     pub(super) events: EventArgs,
     #[command(flatten)]
@@ -85,15 +85,16 @@ pub(super) struct Events {
 /// Reads a query.
 pub(super) fn parse<Q: Parser + CommandFactory + FromArgMatches>(query: Option<&str>) -> Result<Q, Refusal> {
     let command = Q::command();
-    let names: Vec<String> =
-        command.get_arguments().filter_map(|arg| Some(arg.get_long()?.replace('-', "_"))).collect();
+    let name = |arg: &clap::Arg| Some(arg.get_long()?.replace('-', "_"));
+    let names: Vec<String> = command.get_arguments().filter_map(name).collect();
     let mut args = Vec::new();
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         if !names.iter().any(|known| *known == name) {
             return Err(unknown(&name, &names));
         }
-        let option = name.replace('_', "-");
-        args.push(if value.is_empty() { format!("--{option}") } else { format!("--{option}={value}") });
+        // `?all` is `?all=true`; what else has no value has an empty one.
+        let value = if name == FLAG && value.is_empty() { "true".into() } else { value };
+        args.push(format!("--{}={value}", name.replace('_', "-")));
     }
     Q::try_parse_from(args).map_err(|error| Refusal::wrong(explain(&error)))
 }
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(query.limit, 7);
         assert_eq!(query.filter.filter().describe(), "container web*, but not web-test; port 80");
         let query: Connections = parse(Some("all=false")).unwrap();
-        assert!(!query.all && !query.filter.filter().port.is_empty() == false);
+        assert!(!query.all && query.filter.filter().is_empty());
         assert!(parse::<Connections>(None).is_ok());
     }
 
@@ -154,8 +155,11 @@ mod tests {
         assert!(text.contains("'port'") && text.contains("none") && text.contains("80,443"), "{text}");
         let text = said::<Connections>("limit=0");
         assert!(text.contains("'limit'") && text.contains("1..=100000"), "{text}");
-        let text = said::<Connections>("peer_container");
-        assert!(text.contains("peer_container") && !text.contains("--"), "{text}");
+        for query in ["peer_container", "container=&namespace=", "limit="] {
+            let text = said::<Connections>(query);
+            let name = query.split(['=', '&']).next().unwrap();
+            assert!(text.contains(name) && !text.contains("--"), "{text}");
+        }
         let text = said::<Events>("events=opening");
         assert!(text.contains("open, established"), "{text}");
         let text = said::<Connections>("port=1&port=2");
