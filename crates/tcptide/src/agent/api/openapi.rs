@@ -102,3 +102,33 @@ fn pattern(what: &str) -> Option<String> {
     };
     Some(list.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `make docs` writes it anew.
+    #[test]
+    fn the_document_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let text = format!("{:#}\n", document());
+        if std::env::var_os("TCPTIDE_WRITE_DOCS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert!(std::fs::read_to_string(path).unwrap() == text, "run `make docs`");
+    }
+
+    #[test]
+    fn every_parameter_of_a_list_says_what_it_looks_like() {
+        let document = document();
+        let paths = document["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), ENDPOINTS.len());
+        for (path, operations) in paths {
+            for parameter in operations["get"]["parameters"].as_array().unwrap() {
+                let (name, schema) = (&parameter["name"], &parameter["schema"]);
+                let is_bounded = schema["type"] != "string" || schema["pattern"].is_string();
+                assert!(is_bounded && parameter["description"].is_string(), "{path} {name}: {schema}");
+            }
+        }
+    }
+}
