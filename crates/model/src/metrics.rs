@@ -74,6 +74,21 @@ impl Reading {
             _ => {}
         }
     }
+
+    /// Takes off an earlier reading of the same growing counter.
+    pub fn subtract(&mut self, earlier: &Self) {
+        match (self, earlier) {
+            (Self::One(now), Self::One(then)) => *now = now.saturating_sub(*then),
+            (Self::Each(now), Self::Each(then))
+            | (Self::EachSeen(now), Self::EachSeen(then))
+            | (Self::EachMicroseconds(now), Self::EachMicroseconds(then)) => {
+                now.iter_mut().zip(then).for_each(|(now, then)| *now = now.saturating_sub(*then));
+            }
+            (Self::Distribution(now), Self::Distribution(then)) => *now = now.minus(then),
+            // Readings of one row are of one kind.
+            _ => {}
+        }
+    }
 }
 
 /// A metric of a container.
@@ -440,8 +455,10 @@ own! {
         "Sockets whose owner could not be established: they are counted under ~unattributed."
     EDGES_FOLDED "tcptide_edge_folded_connections_total" Counter []
         "With --edges: connections that found no room for an edge of their own (see --metrics.max-edges): they are in ~other."
-    FOLDED "tcptide_folded_series" Gauge []
-        "0 while every cgroup has series of its own; absent once some were folded into ~other, for how many is not known."
+    FOLDED "tcptide_folded_series" Gauge ["reason"]
+        "Series that containers and edges would have of their own, and that are in ~other instead: no_room (--metrics.max-series), not_wanted (--metrics.include-container, --metrics.exclude-container), too_young (--metrics.min-age). Without those that found no room in the kernel: see tcptide_totals_failures_total."
+    FOLDED_TOTAL "tcptide_folded_series_total" Counter []
+        "Series that went into ~other so far: of newcomers, and of those that lost their own to others."
     WALK_SECONDS "tcptide_walk_duration_seconds" Gauge []
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []

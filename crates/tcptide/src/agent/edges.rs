@@ -3,9 +3,12 @@
 //! Connections are followed from their events and the rows of the walks. What a connection has counted belongs to one
 //! edge for its whole life, chosen when the edge is first shown or the connection ended: no counter falls, and the sum of
 //! all edges is what the containers counted.
+//!
+//! An edge that has no series of its own ([`Budget`]) adds what it counts meanwhile to its container's `~other`, or, where that
+//! has none either, to that of all such containers.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Instant,
@@ -14,7 +17,7 @@ use std::{
 use model::{
     connection::{Direction, LISTEN, peer, rtt, since_ns},
     container::Container,
-    edge::{EdgeCounts, EdgeNow},
+    edge::{EDGE_METRICS, EdgeCounts, EdgeNow},
     record::{
         self,
         event::{EVENT_CLOSE, EVENT_ESTABLISHED, EVENT_FAIL},
@@ -22,7 +25,8 @@ use model::{
 };
 
 use super::{
-    series::{Labels, Sample, labels},
+    budget::{Budget, Candidate, Claim},
+    series::{Labels, OTHER, labels},
     text,
 };
 use crate::{
@@ -33,8 +37,6 @@ use crate::{
 /// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
 const MISSED_WALKS: u32 = 2;
 
-/// The far end where there is no room for an edge of its own.
-const OTHER: &str = "~other";
 /// Clients on other hosts that have no name: their addresses are too many to be labels.
 const ELSEWHERE: &str = "~elsewhere";
 
@@ -56,8 +58,12 @@ struct Key {
 impl Key {
     /// The same container's connections to whom there is no room for.
     fn of_others(self) -> Self {
-        let far = Labels { container: OTHER.to_owned(), ..Labels::default() };
-        Self { far, name: String::new(), port: None, ..self }
+        Self { far: others(), name: String::new(), port: None, ..self }
+    }
+
+    /// The connections of all containers that have no series of their own.
+    fn of_nobody(self) -> Self {
+        Self { near: others(), ..self.of_others() }
     }
 
     fn text(&self) -> String {
@@ -76,14 +82,49 @@ impl Key {
     }
 }
 
+fn others() -> Labels {
+    Labels { container: OTHER.to_owned(), ..Labels::default() }
+}
+
 /// One edge.
 struct Edge {
+    /// It alone has this number.
+    id: u64,
     key: Key,
     /// The key's labels as they stand in the metrics.
     labels: Arc<str>,
     /// What connections counted that ended.
     ended: EdgeCounts,
     now: EdgeNow,
+    /// What all of its connections had counted at the last look.
+    last: EdgeCounts,
+    /// What of that its own series have.
+    own: EdgeCounts,
+}
+
+/// What edges without series of their own have together.
+struct Others {
+    labels: Arc<str>,
+    counts: EdgeCounts,
+    now: EdgeNow,
+}
+
+/// Which of the labels that may be left out are: edges that differ in them alone are one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeftOut {
+    pub(crate) peer_name: bool,
+    pub(crate) peer_port: bool,
+}
+
+/// Edges that have no series of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FoldedEdges {
+    /// Connections that found no edge of their own.
+    pub(crate) connections: u64,
+    /// Series that edges would have, and have not.
+    pub(crate) series: u64,
+    /// How many of these there were so far.
+    pub(crate) ever: u64,
 }
 
 /// A socket as it was seen last.
@@ -115,6 +156,7 @@ pub(crate) struct EdgeSample {
 /// All edges.
 pub(crate) struct Edges {
     most: usize,
+    left_out: LeftOut,
     peers: Peers,
     /// By cookie.
     sockets: HashMap<u64, Socket>,
@@ -125,16 +167,24 @@ pub(crate) struct Edges {
     slots: Vec<Option<Edge>>,
     free: Vec<usize>,
     by_key: HashMap<Key, usize>,
-    /// Connections that found no edge of their own.
-    folded: u64,
+    last_id: u64,
+    budget: Budget<u64>,
+    others: HashMap<Key, Others>,
+    /// The edges without series of their own at the last look.
+    folded_ids: BTreeSet<u64>,
+    folded: FoldedEdges,
     walk: u32,
 }
 
+/// Series of one edge.
+const SERIES: usize = EDGE_METRICS.len();
+
 impl Edges {
     /// With so many edges at most, and one more for each container.
-    pub(crate) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize, left_out: LeftOut) -> Self {
         Self {
             most,
+            left_out,
             peers: Peers::default(),
             sockets: HashMap::new(),
             ended: VecDeque::new(),
@@ -142,14 +192,23 @@ impl Edges {
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
-            folded: 0,
+            last_id: 0,
+            budget: Budget::default(),
+            others: HashMap::new(),
+            folded_ids: BTreeSet::new(),
+            folded: FoldedEdges::default(),
             walk: 0,
         }
     }
 
-    /// Connections that found no edge of their own.
-    pub(crate) fn folded(&self) -> u64 {
+    /// What has no series of its own.
+    pub(crate) fn folded(&self) -> FoldedEdges {
         self.folded
+    }
+
+    /// How many series all edges would have, as of the last look.
+    pub(crate) fn wanted(&self) -> usize {
+        (self.by_key.len() + self.others.len()) * SERIES
     }
 
     /// A connection began, or ended.
@@ -241,10 +300,12 @@ impl Edges {
         }
     }
 
-    /// The edges as of the last walk, of the containers that these are the samples of: those of others end with them.
+    /// The edges as of the last walk. `containers` are all that have series, and whether these are their own: edges of others
+    /// end with them. `room` is for how many series there is room.
     pub(crate) fn samples(
         &mut self,
-        containers: &[Sample],
+        containers: &BTreeMap<&Labels, bool>,
+        room: usize,
         now: Instant,
         owner: OwnerOf<'_>,
         name: NameOf<'_>,
@@ -266,24 +327,104 @@ impl Edges {
         for edge in self.slots.iter_mut().flatten() {
             edge.now = EdgeNow::default();
         }
-        let mut live = vec![EdgeCounts::default(); self.slots.len()];
+        let mut counts: Vec<_> =
+            self.slots.iter().map(|slot| slot.as_ref().map(|edge| edge.ended).unwrap_or_default()).collect();
         for socket in self.sockets.values() {
             let Some(at) = socket.edge else { continue };
-            live[at].add(&socket.counts);
+            counts[at].add(&socket.counts);
             if let (Some(edge), false) = (&mut self.slots[at], socket.has_ended) {
                 edge.now.add(&socket.now);
             }
         }
+        self.decide(&counts, containers, room, now);
+        self.share(&counts, containers);
+        // What they still had to give is given.
         self.drop_those_without(containers);
-        let edges = self.slots.iter().zip(live);
-        edges
-            .filter_map(|(edge, live)| {
-                let edge = edge.as_ref()?;
-                let mut counts = edge.ended;
-                counts.add(&live);
-                Some(EdgeSample { labels: Arc::clone(&edge.labels), counts, now: edge.now })
-            })
-            .collect()
+        self.shown(containers)
+    }
+
+    /// Decides which edges have series of their own.
+    fn decide(
+        &mut self,
+        counts: &[EdgeCounts],
+        containers: &BTreeMap<&Labels, bool>,
+        room: usize,
+        now: Instant,
+    ) {
+        let mut candidates = Vec::new();
+        let mut others: BTreeSet<(Option<&Labels>, u8)> = BTreeSet::new();
+        let mut is_other_there = !self.others.is_empty();
+        for (edge, counts) in self.slots.iter().zip(counts) {
+            let Some(edge) = edge else { continue };
+            let has_near = containers.get(&edge.key.near).is_none_or(|own| *own);
+            others
+                .insert((has_near.then_some(&edge.key.near), edge.key.direction.map_or(0, |d| 1 + d as u8)));
+            if !has_near || edge.key.far.container == OTHER {
+                is_other_there = true;
+                continue;
+            }
+            candidates.push(Candidate {
+                key: edge.id,
+                activity: counts.sent_segments + counts.established + counts.failed,
+                open: edge.now.connections,
+                series: SERIES,
+                claim: Claim::ByActivity,
+            });
+        }
+        is_other_there |= candidates.len() * SERIES > room;
+        let reserved = if is_other_there { others.len().max(self.others.len()) * SERIES } else { 0 };
+        self.budget.decide(&candidates, room.saturating_sub(reserved), now);
+    }
+
+    /// Gives what edges have counted since the last look to their own series, or to others'.
+    fn share(&mut self, counts: &[EdgeCounts], containers: &BTreeMap<&Labels, bool>) {
+        for others in self.others.values_mut() {
+            others.now = EdgeNow::default();
+        }
+        let mut folded = BTreeSet::new();
+        for (edge, counts) in self.slots.iter_mut().zip(counts) {
+            let Some(edge) = edge else { continue };
+            let grown = counts.since(&edge.last);
+            edge.last = *counts;
+            if self.budget.has_own(&edge.id) {
+                edge.own.add(&grown);
+                continue;
+            }
+            let has_near = containers.get(&edge.key.near).is_none_or(|own| *own);
+            let key = edge.key.clone();
+            let key = if has_near { key.of_others() } else { key.of_nobody() };
+            let others = self.others.entry(key).or_insert_with_key(|key| Others {
+                labels: key.text().into(),
+                counts: EdgeCounts::default(),
+                now: EdgeNow::default(),
+            });
+            others.counts.add(&grown);
+            others.now.add(&edge.now);
+            if edge.key.far.container != OTHER {
+                folded.insert(edge.id);
+            }
+        }
+        let new = folded.difference(&self.folded_ids).count();
+        self.folded.ever += (new * SERIES) as u64;
+        self.folded.series = (folded.len() * SERIES) as u64;
+        self.folded_ids = folded;
+    }
+
+    /// What there is to show: own series, and those of others, of containers with series of their own.
+    fn shown(&self, containers: &BTreeMap<&Labels, bool>) -> Vec<EdgeSample> {
+        let own = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|edge| self.budget.has_own(&edge.id))
+            .map(|edge| EdgeSample { labels: Arc::clone(&edge.labels), counts: edge.own, now: edge.now });
+        let others = self.others.iter().filter(|(key, _)| containers.get(&key.near).is_none_or(|own| *own));
+        own.chain(others.map(|(_, others)| EdgeSample {
+            labels: Arc::clone(&others.labels),
+            counts: others.counts,
+            now: others.now,
+        }))
+        .collect()
     }
 
     /// Takes for ended what two walks did not meet: its end found no room in the buffer.
@@ -297,13 +438,12 @@ impl Edges {
         }
     }
 
-    /// Drops the edges of containers whose own series ended, unless connections still count there.
-    fn drop_those_without(&mut self, containers: &[Sample]) {
-        let shown: BTreeSet<&Labels> = containers.iter().map(|sample| &sample.labels).collect();
+    /// Drops the edges of containers whose series ended, unless connections still count there.
+    fn drop_those_without(&mut self, containers: &BTreeMap<&Labels, bool>) {
         let used: BTreeSet<usize> = self.sockets.values().filter_map(|socket| socket.edge).collect();
         for (at, slot) in self.slots.iter_mut().enumerate() {
             if let Some(edge) = slot
-                && !shown.contains(&edge.key.near)
+                && !containers.contains_key(&edge.key.near)
                 && !used.contains(&at)
             {
                 self.by_key.remove(&edge.key);
@@ -311,6 +451,10 @@ impl Edges {
                 *slot = None;
             }
         }
+        let left: BTreeSet<&Labels> = self.slots.iter().flatten().map(|edge| &edge.key.near).collect();
+        self.others.retain(|key, _| {
+            key.near.container == OTHER || containers.contains_key(&key.near) || left.contains(&key.near)
+        });
     }
 
     /// The edge of a socket: made if there is room for it.
@@ -335,19 +479,25 @@ impl Edges {
             }
             (None, None) => Labels::default(),
         };
+        let name = if self.left_out.peer_name { String::new() } else { name };
+        let port = port.filter(|_| !self.left_out.peer_port);
         let mut key = Key { near: labels(&near), far, name, port, direction };
         if !self.by_key.contains_key(&key) && self.by_key.len() >= self.most {
-            self.folded += 1;
+            self.folded.connections += 1;
             key = key.of_others();
         }
         if let Some(known) = self.by_key.get(&key) {
             return *known;
         }
+        self.last_id += 1;
         let edge = Edge {
+            id: self.last_id,
             labels: key.text().into(),
             key: key.clone(),
             ended: EdgeCounts::default(),
             now: EdgeNow::default(),
+            last: EdgeCounts::default(),
+            own: EdgeCounts::default(),
         };
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -371,9 +521,8 @@ mod tests {
         Arc::new(Container::unknown(id))
     }
 
-    fn sample(id: u64) -> Sample {
-        Sample { labels: labels(&container(id)), readings: Vec::new(), containers: Vec::new() }
-    }
+    /// Much more than there is.
+    const PLENTY: usize = 1_000_000;
 
     /// One of a connection's two sockets, of this cgroup.
     fn socket(cookie: u64, cgroup_id: u64, event: usize, sent: u64) -> record::Connection {
@@ -399,8 +548,19 @@ mod tests {
 
     /// `(labels, connections, established, sent bytes)`.
     fn shown(edges: &mut Edges, now: Instant, of: &[u64]) -> Vec<(String, u64, u64, u64)> {
-        let containers: Vec<_> = of.iter().map(|id| sample(*id)).collect();
-        let samples = edges.samples(&containers, now, &container, &|_, _, _| None);
+        shown_in(edges, now, &of.iter().map(|id| (*id, true)).collect::<Vec<_>>(), PLENTY)
+    }
+
+    /// The same of containers that have series of their own, or not, in so much room.
+    fn shown_in(
+        edges: &mut Edges,
+        now: Instant,
+        of: &[(u64, bool)],
+        room: usize,
+    ) -> Vec<(String, u64, u64, u64)> {
+        let all: Vec<_> = of.iter().map(|(id, own)| (labels(&container(*id)), *own)).collect();
+        let containers = all.iter().map(|(labels, own)| (labels, *own)).collect();
+        let samples = edges.samples(&containers, room, now, &container, &|_, _, _| None);
         let mut shown: Vec<_> = samples
             .into_iter()
             .map(|one| {
@@ -413,7 +573,7 @@ mod tests {
 
     #[test]
     fn both_ends_have_their_edge() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default());
         for r in [socket(1, 7, EVENT_ESTABLISHED, 0), socket(0, 8, EVENT_ESTABLISHED, 0)] {
             edges.event(&r);
         }
@@ -442,21 +602,23 @@ mod tests {
 
     #[test]
     fn a_pod_elsewhere_is_told_by_its_labels() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default());
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 1));
         let pod = |_: &Container, (_, port): (IpAddr, u16), _: u64| {
             let pod = Some(("shop".into(), "db-0".into()));
             (port == 8080).then(|| Called { name: "shop/db-0".to_owned(), pod })
         };
-        let samples = edges.samples(&[sample(7)], Instant::now(), &container, &pod);
+        let near = labels(&container(7));
+        let samples =
+            edges.samples(&BTreeMap::from([(&near, true)]), PLENTY, Instant::now(), &container, &pod);
         let labels = "peer_container=\"\",peer_pod=\"db-0\",peer_namespace=\"shop\",peer_name=\"shop/db-0\",peer_port=\"8080\"";
         assert!(samples[0].labels.ends_with(labels), "{:?}", samples[0].labels);
     }
 
     #[test]
     fn what_two_walks_did_not_meet_has_ended() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default());
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 100));
         let mut sent = Vec::new();
@@ -473,7 +635,7 @@ mod tests {
     fn clients_elsewhere_are_one_and_servers_are_told_apart() {
         // Ten servers, and all clients together.
         for (most, expected, folded) in [(11, 11, 0), (5, 5, 6)] {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, LeftOut::default());
             edges.begin_walk();
             for n in 0..20_u64 {
                 let mut r = socket(n, 7, ROW, 1);
@@ -491,25 +653,29 @@ mod tests {
             if folded == 0 {
                 assert_eq!((count("peer_name=\"~elsewhere\""), others), (10, 0), "{all:?}");
             }
-            assert!(edges.folded() >= folded, "{}", edges.folded());
+            assert!(edges.folded().connections >= folded, "{:?}", edges.folded());
         }
     }
 
     proptest! {
-        /// Whatever the order, and however little room there is: the edges of a container add up to what its connections
-        /// counted, and no edge's counter falls.
+        /// Whatever the order, and however little room there is, for edges and for series, also of containers: all edges
+        /// together, with what series had that ended, add up to what connections counted; no edge's counter falls, whether its
+        /// series were there all the time or not; there are no more series than room.
         #[test]
         fn totals_are_those_of_the_connections(
             steps in prop::collection::vec((0_u64..12, 0_usize..4, 1_u64..100), 1..80),
             most in 0_usize..6,
+            rooms in prop::collection::vec((0..12_usize, any::<[bool; 3]>()), 8),
         ) {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, LeftOut::default());
             let mut now = Instant::now();
             // By what is told apart: the cookie of the connection that is there, and what it sent.
             let mut live: HashMap<u64, (u64, u64)> = HashMap::new();
             let mut ended = 0;
             let mut last_cookie = 0;
+            // As last shown.
             let mut before: HashMap<String, u64> = HashMap::new();
+            let mut looks = 0;
             let record = |which: u64, cookie, event, sent| record::Connection {
                 peer_address: std::array::from_fn(|at| if at == 15 { which as u8 } else { 0 }),
                 ..socket(cookie, 1 + which % 3, event, sent)
@@ -534,14 +700,19 @@ mod tests {
                 for (which, (cookie, sent)) in &live {
                     edges.row(&record(*which, *cookie, ROW, *sent));
                 }
-                now += Duration::from_secs(bytes % 4);
-                let all = shown(&mut edges, now, &[1, 2, 3]);
-                let total: u64 = all.iter().map(|one| one.3).sum();
-                let expected = ended + live.values().map(|(_, sent)| sent).sum::<u64>();
-                prop_assert_eq!(total, expected, "{:?}", all);
+                now += Duration::from_secs(bytes * bytes % 400);
+                looks += 1;
+                let (places, own) = rooms[looks % rooms.len()];
+                let of: Vec<_> = (1..4).zip(own).collect();
+                // Nine of others at most: of three containers and three directions, and three of nobody's.
+                let all = shown_in(&mut edges, now, &of, (places + 12) * SERIES);
+                prop_assert!(all.len() <= places + 12, "{} of {}", all.len(), places);
                 for (labels, _, _, sent) in all {
                     prop_assert!(before.insert(labels, sent).unwrap_or(0) <= sent);
                 }
+                let total: u64 = before.values().sum();
+                let expected = ended + live.values().map(|(_, sent)| sent).sum::<u64>();
+                prop_assert_eq!(total, expected, "{:?}", before);
             }
             prop_assert!(edges.by_key.len() <= most + 6);
         }

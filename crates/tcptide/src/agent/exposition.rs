@@ -1,18 +1,20 @@
 //! What a scrape is answered: the numbers, and the text of them, metric by metric, as it is sent.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use model::{
+    container::Container,
     edge::{EDGE_METRICS, EdgeMetric, Number},
     metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading},
+    record::Totals,
 };
 use probe::{ProgramStats, RunStats, Status, Walk};
 
 use super::{
-    edges::EdgeSample,
+    edges::{EdgeSample, FoldedEdges},
     namespaces::NamespaceSample,
     reconciliation::Sums,
-    series::{Labels, Sample},
+    series::{Folded, Labels, Sample},
     text::{self, Format, HistogramLines, Line, Value},
 };
 
@@ -23,17 +25,39 @@ pub(crate) struct Exposition {
     samples: Arc<Vec<Sample>>,
     /// The labels of each, as text.
     owners: Vec<String>,
-    about: About,
+    shape: Shape,
     edges: Vec<EdgeSample>,
     /// All that is not of [`METRICS`], nor of [`EDGE_METRICS`].
     others: Vec<Family>,
 }
 
+/// Which series a container has.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    /// Of each of [`METRICS`], whether what feeds it runs.
+    present: Vec<bool>,
+    info: InfoLabels,
+}
+
+/// Which labels of `tcptide_container_info` are left out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct InfoLabels {
+    pub(crate) no_id: bool,
+    pub(crate) no_runtime: bool,
+    pub(crate) no_image: bool,
+    pub(crate) no_cgroup_id: bool,
+    pub(crate) no_cgroup_path: bool,
+}
+
+/// All that is said of no container and of no edge.
+#[derive(Debug)]
+pub(crate) struct Rest(Vec<Family>);
+
 /// What there is to say of edges.
 #[derive(Debug)]
 pub(crate) struct OfEdges {
     pub(crate) samples: Vec<EdgeSample>,
-    pub(crate) folded: u64,
+    pub(crate) folded: FoldedEdges,
 }
 
 /// What there is to say of network namespaces.
@@ -73,20 +97,79 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
+impl Shape {
+    pub(crate) fn new(programs: &[ProgramStats], info: InfoLabels) -> Self {
+        let runs =
+            |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
+        let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(runs);
+        Self { present: METRICS.iter().map(has).collect(), info }
+    }
+
+    /// How many series one set of labels has: with all of these readings added up, and so many cgroups.
+    pub(crate) fn count(&self, readings: &[&[Reading]], cgroups: usize) -> usize {
+        let metrics = METRICS.iter().enumerate().filter(|(at, _)| self.present[*at]);
+        let of_metrics: usize = metrics
+            .map(|(at, metric)| {
+                let all = || readings.iter().filter_map(move |readings| readings.get(at));
+                match all().next() {
+                    None => 0,
+                    Some(Reading::One(_)) => 1,
+                    Some(Reading::Each(numbers) | Reading::EachMicroseconds(numbers)) => (0..numbers.len())
+                        .filter(|at| own_labels(metric, *at, numbers.len()).is_some())
+                        .count(),
+                    Some(Reading::EachSeen(numbers)) => {
+                        let is_seen = |at: &usize| {
+                            own_labels(metric, *at, numbers.len()).is_some()
+                                && all().any(|r| matches!(r, Reading::EachSeen(numbers) if numbers[*at] > 0))
+                        };
+                        (0..numbers.len()).filter(is_seen).count()
+                    }
+                    // Buckets, sum and count.
+                    Some(Reading::Distribution(histogram)) => histogram.octaves().count() + 2,
+                }
+            })
+            .sum();
+        of_metrics + cgroups
+    }
+
+    /// As many series as one set of labels with one cgroup may have.
+    pub(crate) fn most(&self) -> usize {
+        let all = |metric: &Metric| match (metric.read)(&Totals::default(), 0) {
+            Reading::EachSeen(numbers) => Reading::EachSeen(vec![1; numbers.len()]),
+            reading => reading,
+        };
+        self.count(&[&METRICS.iter().map(all).collect::<Vec<_>>()], 1)
+    }
+}
+
+impl Rest {
+    pub(crate) fn new(namespaces: &OfNamespaces, about: &About) -> Self {
+        Self(of_namespaces(namespaces).into_iter().chain(of_itself(about)).collect())
+    }
+
+    /// How many series these are, and with them those that [`Exposition::new`] adds.
+    pub(crate) fn count(&self) -> usize {
+        self.0.iter().map(|family| family.series.len()).sum::<usize>() + ADDED
+    }
+}
+
+/// Series that are told of every scrape, beside the [`Rest`].
+const ADDED: usize = 5;
+
 impl Exposition {
     pub(crate) fn new(
         samples: Arc<Vec<Sample>>,
+        folded: &Folded,
         edges: Option<OfEdges>,
-        namespaces: &OfNamespaces,
-        about: About,
+        rest: Rest,
+        shape: Shape,
     ) -> Self {
-        let mut others = of_namespaces(namespaces);
-        let folded = edges.as_ref().map(|edges| (Vec::new(), Value::Whole(edges.folded)));
-        others.push(family((&metrics::EDGES_FOLDED, folded.into_iter().collect())));
-        others.extend(of_itself(&samples, &about));
+        let mut others = rest.0;
+        others.extend(of_room(folded, edges.as_ref().map(|edges| edges.folded)));
+        others.push(family((&metrics::CONTAINER_INFO, info(&samples, shape.info))));
         let owners = samples.iter().map(|sample| text::labels(pairs(&sample.labels))).collect();
         let edges = edges.map(|edges| edges.samples).unwrap_or_default();
-        Self { samples, owners, about, edges, others }
+        Self { samples, owners, shape, edges, others }
     }
 
     /// The text, one metric after the other.
@@ -106,7 +189,7 @@ impl Exposition {
             return family.map(|family| family.text(format)).unwrap_or_default();
         };
         let mut readings = self.owners.iter().zip(self.samples.iter()).filter_map(|(owner, sample)| {
-            Some((owner.as_str(), sample.readings.get(at).filter(|_| self.has(metric))?))
+            Some((owner.as_str(), sample.readings.get(at).filter(|_| self.shape.present[at])?))
         });
         let Some(first) = readings.next() else { return String::new() };
         let mut text = format.comments(metric.name, metric.kind, metric.help);
@@ -133,14 +216,6 @@ impl Exposition {
             line.write(&mut text, &edge.labels, value);
         }
         text
-    }
-
-    /// Whether what feeds a metric of containers runs.
-    fn has(&self, metric: &Metric) -> bool {
-        let runs = |name: &str| {
-            self.about.programs.iter().any(|p| p.program.name == name && p.status == Status::Attached)
-        };
-        runs(metric.program) && !metric.unless.is_some_and(runs)
     }
 }
 
@@ -276,38 +351,67 @@ fn family((metric, series): (&OwnMetric, Vec<(LabelPairs, Value)>)) -> Family {
     Family { name, kind, help, series }
 }
 
-fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
+/// How each cgroup was identified: once for all that have the same labels.
+fn info(samples: &[Sample], without: InfoLabels) -> Vec<(LabelPairs, Value)> {
+    let all: BTreeSet<LabelPairs> = samples
+        .iter()
+        .flat_map(|sample| sample.containers.iter().map(move |container| (sample, container)))
+        .map(|(sample, container)| {
+            let mut pairs = owner(&sample.labels);
+            let Container { id, runtime, image, cgroup_id, cgroup_path, .. } = &**container;
+            let more = [
+                ("id", without.no_id, id.clone()),
+                ("runtime", without.no_runtime, runtime.map(|runtime| runtime.to_string())),
+                ("image", without.no_image, image.clone()),
+                ("cgroup_id", without.no_cgroup_id, Some(cgroup_id.to_string())),
+                ("cgroup_path", without.no_cgroup_path, cgroup_path.clone()),
+            ];
+            let kept = more.into_iter().filter(|(_, is_left_out, _)| !is_left_out);
+            pairs.extend(kept.map(|(name, _, value)| (name, value.unwrap_or_default())));
+            pairs
+        })
+        .collect();
+    all.into_iter().map(|pairs| (pairs, Value::Real(1.0))).collect()
+}
+
+/// What has no series of its own.
+fn of_room(folded: &Folded, edges: Option<FoldedEdges>) -> Vec<Family> {
+    let because = |reason: &str, n| (vec![("reason", reason.to_owned())], Value::Whole(n));
+    let of_edges = edges.unwrap_or_default();
+    let now = vec![
+        because("no_room", folded.no_room + of_edges.series),
+        because("not_wanted", folded.not_wanted),
+        because("too_young", folded.too_young),
+    ];
+    let ever = vec![(Vec::new(), Value::Whole(folded.ever + of_edges.ever))];
+    let connections = edges.map(|edges| (Vec::new(), Value::Whole(edges.connections)));
+    [
+        (&metrics::FOLDED, now),
+        (&metrics::FOLDED_TOTAL, ever),
+        (&metrics::EDGES_FOLDED, connections.into_iter().collect()),
+    ]
+    .into_iter()
+    .map(family)
+    .collect()
+}
+
+fn of_itself(about: &About) -> Vec<Family> {
     let program = |p: &ProgramStats| vec![("program", p.program.name.to_owned())];
     let runs = |value: fn(RunStats) -> Value| -> Vec<_> {
         about.programs.iter().filter_map(|p| p.run.map(|run| (program(p), value(run)))).collect()
     };
     let measured = |value| if about.measured.is_zero() { Vec::new() } else { runs(value) };
     let lost = |reason: &str, n| (vec![("reason", reason.to_owned())], Value::Whole(n));
-    let info = samples.iter().flat_map(|sample| sample.containers.iter().map(move |c| (sample, c)));
-    let info = info.map(|(sample, container)| {
-        let mut pairs = owner(&sample.labels);
-        pairs.extend([
-            ("id", container.id.clone().unwrap_or_default()),
-            ("runtime", container.runtime.map(|runtime| runtime.to_string()).unwrap_or_default()),
-            ("image", container.image.clone().unwrap_or_default()),
-            ("cgroup_id", container.cgroup_id.to_string()),
-            ("cgroup_path", container.cgroup_path.clone().unwrap_or_default()),
-        ]);
-        (pairs, Value::Real(1.0))
-    });
     let statuses = about.programs.iter().map(|p| {
         let mut pairs = program(p);
         pairs.push(("status", p.status.word().to_owned()));
         (pairs, Value::Real(1.0))
     });
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("kernel", about.kernel.clone())];
-    // How many cgroups found no room is not known, only that there were some.
-    let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Real(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
-        (&metrics::CONTAINER_INFO, info.collect()),
         (&metrics::BUILD_INFO, vec![(build, Value::Real(1.0))]),
         (&metrics::PROGRAM_STATUS, statuses.collect()),
         (&metrics::PROGRAM_RUN_SECONDS, measured(|run| Value::Real(run.run_time_ns as f64 / 1e9))),
@@ -325,7 +429,6 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::STORAGE_FAILURES, one(Value::Whole(about.storage_failures))),
         (&metrics::TOTALS_FAILURES, one(Value::Whole(about.totals_failures))),
         (&metrics::UNATTRIBUTED, one(Value::Whole(about.unattributed))),
-        (&metrics::FOLDED, folded),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
     ]
@@ -336,8 +439,6 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
 
 #[cfg(test)]
 mod tests {
-    use model::record::Totals;
-
     use super::*;
 
     fn about() -> About {
@@ -368,8 +469,14 @@ mod tests {
     }
 
     fn openmetrics(name: &str, about: About) -> String {
-        let samples = Arc::new(vec![sample(name, &Totals::default())]);
-        text(&Exposition::new(samples, None, &OfNamespaces::default(), about).into(), Format::OpenMetrics)
+        let samples = vec![sample(name, &Totals::default())];
+        text(&exposition(samples, &OfNamespaces::default(), &about), Format::OpenMetrics)
+    }
+
+    fn exposition(samples: Vec<Sample>, namespaces: &OfNamespaces, about: &About) -> Arc<Exposition> {
+        let shape = Shape::new(&about.programs, InfoLabels::default());
+        let rest = Rest::new(namespaces, about);
+        Exposition::new(Arc::new(samples), &Folded::default(), None, rest, shape).into()
     }
 
     fn text(exposition: &Arc<Exposition>, format: Format) -> String {
@@ -393,8 +500,7 @@ mod tests {
             ],
             ..OfNamespaces::default()
         };
-        let web = Arc::new(vec![sample("web", &totals)]);
-        let exposition = Arc::new(Exposition::new(web, None, &namespaces, about()));
+        let exposition = exposition(vec![sample("web", &totals)], &namespaces, &about());
         let samples = |text: &str| -> Vec<_> {
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect()
         };
@@ -438,6 +544,43 @@ mod tests {
         assert!(!text.contains("tcptide_program_measured"));
         assert!(text.contains("tcptide_program_status{program=\"rtt\",status=\"refused\"} 1"));
         assert!(text.contains("tcptide_connect_duration_seconds_count"));
+    }
+
+    #[test]
+    fn as_many_series_are_written_as_were_counted() {
+        let mut totals = Totals::default();
+        totals.dropped_packets[3] = 1;
+        let one = sample("web", &totals);
+        let about = about();
+        let shape = Shape::new(&about.programs, InfoLabels::default());
+        let (counted, rest) =
+            (shape.count(&[&one.readings], 0), Rest::new(&OfNamespaces::default(), &about).count());
+        totals.dropped_packets = [1; _];
+        totals.resets_by_state = [1; _];
+        totals.fast_open = [1; _];
+        let most = sample("web", &totals);
+        assert_eq!(shape.count(&[&most.readings], 1), shape.most());
+        let lines = |samples| {
+            let text = text(&exposition(samples, &OfNamespaces::default(), &about), Format::Prometheus);
+            text.lines().filter(|line| !line.starts_with('#')).count()
+        };
+        assert_eq!(lines(vec![one]), counted + rest - 1, "no connections of edges");
+        assert_eq!(lines(vec![most]), shape.most() - 1 + rest - 1);
+        println!("{counted} {} {rest}", shape.most());
+    }
+
+    #[test]
+    fn what_differs_in_labels_that_are_left_out_is_one() {
+        let mut both = sample("web", &Totals::default());
+        both.containers = [7, 8].map(|id| Arc::new(Container::unknown(id))).into();
+        let all = info(&[both], InfoLabels::default());
+        assert_eq!(all.len(), 2);
+        let mut both = sample("web", &Totals::default());
+        both.containers = [7, 8].map(|id| Arc::new(Container::unknown(id))).into();
+        let without = InfoLabels { no_cgroup_id: true, ..InfoLabels::default() };
+        let all = info(&[both], without);
+        assert_eq!(all.len(), 1);
+        assert!(all[0].0.iter().all(|(name, _)| *name != "cgroup_id"), "{all:?}");
     }
 
     #[test]

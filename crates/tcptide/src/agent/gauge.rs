@@ -14,21 +14,22 @@ use anyhow::Context as _;
 use model::{
     container::Container,
     filter::Filter,
+    metrics::Reading,
     record::{self, Strays},
 };
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    edges::Edges,
-    exposition::{self, Exposition, OfEdges, OfNamespaces},
+    edges::{Edges, LeftOut},
+    exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Shape},
     namespaces::Namespaces,
     reconciliation::Reconciliation,
-    series::Series,
+    series::{Room, Selection, Series},
     strays::Accounts,
 };
 use crate::{
-    args::AgentArgs,
+    args::{AgentArgs, DroppedLabel},
     identity::Directory,
     names::Names,
     namespaces::ALL,
@@ -82,19 +83,39 @@ impl Gauge {
             options.rows = ROWS;
             options.dns = args.dns.then(|| dns_root(directory.layout())).transpose()?;
         }
-        let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
-        let series = Series::new(args.grace);
+        let is_dropped = |label| args.drop_labels.contains(&label);
+        let left_out = LeftOut {
+            peer_name: is_dropped(DroppedLabel::PeerName),
+            peer_port: is_dropped(DroppedLabel::PeerPort),
+        };
+        let info = InfoLabels {
+            no_id: is_dropped(DroppedLabel::Id),
+            no_runtime: is_dropped(DroppedLabel::Runtime),
+            no_image: is_dropped(DroppedLabel::Image),
+            no_cgroup_id: is_dropped(DroppedLabel::CgroupId),
+            no_cgroup_path: is_dropped(DroppedLabel::CgroupPath),
+        };
+        let edges = args.edges.then(|| Edges::new(args.max_edges as usize, left_out));
+        let selection = Selection {
+            include: args.include.clone().unwrap_or_default(),
+            exclude: args.exclude.clone().unwrap_or_default(),
+            min_age: args.min_age.unwrap_or_default(),
+        };
+        let series = Series::new(args.grace, selection);
+        let limits = Limits { series: args.max_series as usize, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
         let (scrapes, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces, edges) {
-                Ok(worker) => {
-                    let _ = ready.send(Ok(()));
-                    worker.run(&asked);
+            .spawn(move || {
+                match Worker::start(&options, interval, directory, series, namespaces, edges, limits) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
@@ -110,6 +131,13 @@ impl Gauge {
     }
 }
 
+/// What is shown at most.
+#[derive(Clone, Copy)]
+struct Limits {
+    series: usize,
+    info: InfoLabels,
+}
+
 struct Worker {
     monitor: Monitor,
     directory: Directory,
@@ -120,6 +148,7 @@ struct Worker {
     edges: Option<Edges>,
     names: Names,
     kernel: String,
+    limits: Limits,
 }
 
 impl Worker {
@@ -130,6 +159,7 @@ impl Worker {
         series: Series,
         namespaces: Namespaces,
         edges: Option<Edges>,
+        limits: Limits,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -137,8 +167,18 @@ impl Worker {
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
         let names = Names::start(&directory);
-        let mut worker =
-            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
+        let mut worker = Self {
+            monitor,
+            directory,
+            series,
+            namespaces,
+            strays,
+            reconciliation,
+            edges,
+            names,
+            kernel,
+            limits,
+        };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
             worker.walk()?;
@@ -226,11 +266,6 @@ impl Worker {
         let mut totals = self.monitor.totals()?;
         self.give(&strays)?;
         self.strays.add_to(&mut totals);
-        let gone = self.series.update(&totals, &self.directory, walk.number);
-        for cgroup in gone {
-            self.monitor.forget(cgroup)?;
-            self.strays.forget(cgroup);
-        }
         let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
@@ -244,15 +279,31 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
+        let shape = Shape::new(&about.programs, self.limits.info);
+        let rest = Rest::new(&namespaces, &about);
+        let left = self.limits.series.saturating_sub(rest.count());
+        // Containers leave edges half of it, if these need so much, and edges have what containers leave.
+        let for_edges = self.edges.as_ref().map_or(0, Edges::wanted).min(left / 2);
+        let count = |readings: &[&[Reading]], cgroups| shape.count(readings, cgroups);
+        let room = Room { series: left - for_edges, other: shape.most(), count: &count };
+        let gone = self.series.update(totals, &self.directory, walk.number, &room);
+        for cgroup in gone {
+            self.monitor.forget(cgroup)?;
+            self.strays.forget(cgroup);
+        }
+        let samples = self.series.all();
+        let used: usize =
+            samples.iter().map(|sample| shape.count(&[&sample.readings], sample.containers.len())).sum();
+        let edges = self.of_edges(left.saturating_sub(used));
+        Ok(Exposition::new(samples, self.series.folded(), edges, rest, shape))
     }
 
-    fn of_edges(&mut self) -> Option<OfEdges> {
+    fn of_edges(&mut self, room: usize) -> Option<OfEdges> {
         let directory = &self.directory;
         let edges = self.edges.as_mut()?;
         let owner = |id| directory.resolve(id);
         let name = |container: &Container, address, at| self.names.of(directory, container, address, at);
-        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &name);
+        let samples = edges.samples(&self.series.everyone(), room, Instant::now(), &owner, &name);
         Some(OfEdges { samples, folded: edges.folded() })
     }
 

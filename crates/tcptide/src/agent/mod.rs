@@ -1,9 +1,11 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
+mod budget;
 mod edges;
 mod exposition;
 mod gauge;
 mod http;
+mod ledger;
 mod namespaces;
 mod reconciliation;
 mod series;
