@@ -398,6 +398,12 @@ pub(crate) struct AgentArgs {
     /// Leave these labels out of edges and of tcptide_container_info; what differs in them alone is one
     #[arg(long = "metrics.drop-labels", value_name = "LABELS", value_delimiter = ',')]
     pub(crate) drop_labels: Vec<DroppedLabel>,
+    /// Which histograms are told: native ones go where Prometheus asks for protobuf, classic ones into every format
+    #[arg(long = "metrics.histograms", value_name = "KIND", default_value = "both")]
+    pub(crate) histograms: Histograms,
+    /// How fine the classic buckets are; native ones are as fine as is counted
+    #[arg(long = "metrics.resolution", value_name = "STEP", default_value = "octave")]
+    pub(crate) resolution: Resolution,
     /// Count by edge, too: who talks to whom. The beginning and the end of each connection is an event then, which costs
     #[arg(long)]
     pub(crate) edges: bool,
@@ -430,6 +436,26 @@ pub(crate) struct AgentArgs {
     pub(crate) program_stats: ProgramStats,
     #[command(flatten)]
     pub(crate) runtimes: RuntimeArgs,
+}
+
+/// Which buckets histograms have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Histograms {
+    /// Classic and native ones
+    Both,
+    /// Classic ones only
+    Classic,
+    /// Native ones only: in text, histograms have no more than their count and sum
+    Native,
+}
+
+/// How far the bounds of classic buckets are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resolution {
+    /// A factor of 2
+    Octave,
+    /// A factor of the square root of 2, where it is counted so: twice as many buckets
+    HalfOctave,
 }
 
 /// A label that can be left out.

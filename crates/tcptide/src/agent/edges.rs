@@ -26,8 +26,8 @@ use model::{
 
 use super::{
     budget::{Budget, Candidate, Claim},
+    family::LabelSet,
     series::{Labels, OTHER, labels},
-    text,
 };
 use crate::{
     names::Called,
@@ -66,9 +66,9 @@ impl Key {
         Self { near: others(), ..self.of_others() }
     }
 
-    fn text(&self) -> String {
+    fn labels(&self) -> LabelSet {
         let port = self.port.map(|port| port.to_string()).unwrap_or_default();
-        text::labels([
+        LabelSet::new([
             ("container", self.near.container.as_str()),
             ("pod", &self.near.pod),
             ("namespace", &self.near.namespace),
@@ -92,7 +92,7 @@ struct Edge {
     id: u64,
     key: Key,
     /// The key's labels as they stand in the metrics.
-    labels: Arc<str>,
+    labels: Arc<LabelSet>,
     /// What connections counted that ended.
     ended: EdgeCounts,
     now: EdgeNow,
@@ -104,7 +104,7 @@ struct Edge {
 
 /// What edges without series of their own have together.
 struct Others {
-    labels: Arc<str>,
+    labels: Arc<LabelSet>,
     counts: EdgeCounts,
     now: EdgeNow,
 }
@@ -148,7 +148,7 @@ struct Socket {
 /// An edge as a scrape shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeSample {
-    pub(crate) labels: Arc<str>,
+    pub(crate) labels: Arc<LabelSet>,
     pub(crate) counts: EdgeCounts,
     pub(crate) now: EdgeNow,
 }
@@ -394,7 +394,7 @@ impl Edges {
             let key = edge.key.clone();
             let key = if has_near { key.of_others() } else { key.of_nobody() };
             let others = self.others.entry(key).or_insert_with_key(|key| Others {
-                labels: key.text().into(),
+                labels: key.labels().into(),
                 counts: EdgeCounts::default(),
                 now: EdgeNow::default(),
             });
@@ -492,7 +492,7 @@ impl Edges {
         self.last_id += 1;
         let edge = Edge {
             id: self.last_id,
-            labels: key.text().into(),
+            labels: key.labels().into(),
             key: key.clone(),
             ended: EdgeCounts::default(),
             now: EdgeNow::default(),
@@ -564,7 +564,12 @@ mod tests {
         let mut shown: Vec<_> = samples
             .into_iter()
             .map(|one| {
-                (one.labels.to_string(), one.now.connections, one.counts.established, one.counts.sent_bytes)
+                (
+                    one.labels.text().to_owned(),
+                    one.now.connections,
+                    one.counts.established,
+                    one.counts.sent_bytes,
+                )
             })
             .collect();
         shown.sort();
@@ -613,7 +618,7 @@ mod tests {
         let samples =
             edges.samples(&BTreeMap::from([(&near, true)]), PLENTY, Instant::now(), &container, &pod);
         let labels = "peer_container=\"\",peer_pod=\"db-0\",peer_namespace=\"shop\",peer_name=\"shop/db-0\",peer_port=\"8080\"";
-        assert!(samples[0].labels.ends_with(labels), "{:?}", samples[0].labels);
+        assert!(samples[0].labels.text().ends_with(labels), "{:?}", samples[0].labels);
     }
 
     #[test]

@@ -22,14 +22,16 @@ use tokio::sync::oneshot;
 
 use super::{
     edges::{Edges, LeftOut},
+    exemplars::Exemplars,
     exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Shape},
+    family::Buckets,
     namespaces::Namespaces,
     reconciliation::Reconciliation,
-    series::{Room, Selection, Series},
+    series::{Room, Selection, Series, labels},
     strays::Accounts,
 };
 use crate::{
-    args::{AgentArgs, DroppedLabel},
+    args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
     namespaces::ALL,
@@ -102,7 +104,12 @@ impl Gauge {
             min_age: args.min_age.unwrap_or_default(),
         };
         let series = Series::new(args.grace, selection);
-        let limits = Limits { series: args.max_series as usize, info };
+        let buckets = Buckets {
+            classic: args.histograms != Histograms::Native,
+            half_octaves: args.resolution == Resolution::HalfOctave,
+            native: args.histograms != Histograms::Classic,
+        };
+        let limits = Limits { series: args.max_series as usize, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
         let (scrapes, asked) = channel();
         let (ready, started) = channel();
@@ -135,6 +142,7 @@ impl Gauge {
 #[derive(Clone, Copy)]
 struct Limits {
     series: usize,
+    buckets: Buckets,
     info: InfoLabels,
 }
 
@@ -146,6 +154,7 @@ struct Worker {
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
     edges: Option<Edges>,
+    exemplars: Exemplars,
     names: Names,
     kernel: String,
     limits: Limits,
@@ -175,6 +184,7 @@ impl Worker {
             strays,
             reconciliation,
             edges,
+            exemplars: Exemplars::default(),
             names,
             kernel,
             limits,
@@ -188,8 +198,12 @@ impl Worker {
 
     fn walk(&mut self) -> anyhow::Result<Walk> {
         let Some(edges) = &mut self.edges else { return Ok(self.monitor.walk(None)?) };
+        let exemplars = &mut self.exemplars;
         edges.begin_walk();
-        Ok(self.monitor.walk(Some(&mut |row| edges.row(row)))?)
+        Ok(self.monitor.walk(Some(&mut |row| {
+            edges.row(row);
+            exemplars.see(row);
+        }))?)
     }
 
     /// Works until nobody is left to ask.
@@ -236,10 +250,12 @@ impl Worker {
     }
 
     fn take_events(&mut self) -> anyhow::Result<()> {
-        let (edges, reconciliation) = (&mut self.edges, &mut self.reconciliation);
+        let (edges, exemplars, reconciliation) =
+            (&mut self.edges, &mut self.exemplars, &mut self.reconciliation);
         self.monitor.events(&mut |event| {
             if let Some(edges) = edges {
                 edges.event(event);
+                exemplars.see(event);
             }
             if let Some(reconciliation) = reconciliation {
                 reconciliation.event(event);
@@ -279,7 +295,7 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        let shape = Shape::new(&about.programs, self.limits.info);
+        let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
         let rest = Rest::new(&namespaces, &about);
         let left = self.limits.series.saturating_sub(rest.count());
         // Containers leave edges half of it, if these need so much, and edges have what containers leave.
@@ -295,7 +311,10 @@ impl Worker {
         let used: usize =
             samples.iter().map(|sample| shape.count(&[&sample.readings], sample.containers.len())).sum();
         let edges = self.of_edges(left.saturating_sub(used));
-        Ok(Exposition::new(samples, self.series.folded(), edges, rest, shape))
+        let everyone = self.series.everyone();
+        let of = |cgroup| labels(&self.directory.resolve(cgroup));
+        let slowest = self.exemplars.by_labels(of, |labels| everyone.get(labels) == Some(&true));
+        Ok(Exposition::new(samples, &slowest, self.series.folded(), edges, rest, shape))
     }
 
     fn of_edges(&mut self, room: usize) -> Option<OfEdges> {

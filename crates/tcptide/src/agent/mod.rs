@@ -2,11 +2,14 @@
 
 mod budget;
 mod edges;
+mod exemplars;
 mod exposition;
+mod family;
 mod gauge;
 mod http;
 mod ledger;
 mod namespaces;
+mod protobuf;
 mod reconciliation;
 mod series;
 mod strays;
