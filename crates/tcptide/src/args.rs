@@ -382,7 +382,8 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
-    /// Most series of an answer. The most active containers and edges have theirs; the rest is added up in ~other
+    /// Most series of an answer, with --edges half of them for these. The most active containers and edges have their own; the
+    /// rest is added up in ~other
     #[arg(long = "metrics.max-series", value_name = "NUMBER", default_value_t = 10_000,
           value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
     pub(crate) max_series: u32,

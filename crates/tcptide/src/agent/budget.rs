@@ -2,7 +2,7 @@
 //!
 //! Who has some keeps them for [`HOLD`] and then until they end, or until somebody comes who is [`HEAVIER`] times as active;
 //! who lost them gets none for [`HOLD`]. Only where not even those who have some fit any more, the least active lose theirs at
-//! once: the room is never exceeded.
+//! once: the room is never exceeded. Newcomers leave some of it free, as those that are there may come to have more series.
 
 use std::{
     collections::HashMap,
@@ -16,6 +16,11 @@ pub(super) const HOLD: Duration = Duration::from_secs(300);
 const HEAVIER: f64 = 2.0;
 /// After so long, activity counts half.
 const HALF_LIFE: Duration = Duration::from_secs(300);
+
+/// How much of the room newcomers may fill.
+pub(super) fn for_newcomers(room: usize) -> usize {
+    room - room / 20
+}
 
 /// Whether somebody may have series of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,11 +108,11 @@ impl<K: Clone + Eq + Hash> Budget<K> {
                 self.put(&one.key, false, now);
             }
         }
+        let room = for_newcomers(room);
         for (rank, one) in wanting {
             if used + one.series > room {
-                let Some(freed) = self.make_room(&mut kept, rank, used + one.series - room, now) else {
-                    continue;
-                };
+                let needed = used + one.series - room;
+                let Some(freed) = self.make_room(&mut kept, rank, needed, now) else { continue };
                 used -= freed;
             }
             used += one.series;
@@ -200,12 +205,12 @@ mod tests {
     fn the_most_active_have_series_of_their_own() {
         let mut budget = Budget::default();
         let mut all = [one(1, 5), one(2, 50), one(3, 7), one(4, 60)];
-        assert_eq!(budget.decide(&all, 25, Instant::now()), 20);
+        assert_eq!(budget.decide(&all, 28, Instant::now()), 20);
         assert_eq!(own(&budget, &all), [2, 4]);
         // Who has open connections comes before who has none.
         all[0].open = 3;
         let mut budget = Budget::default();
-        budget.decide(&all, 30, Instant::now());
+        budget.decide(&all, 31, Instant::now());
         assert_eq!(own(&budget, &all), [1, 2, 4]);
     }
 
@@ -236,14 +241,16 @@ mod tests {
         let mut budget = Budget::default();
         let start = Instant::now();
         let mut all = [one(1, 100), one(2, 50)];
-        assert_eq!(budget.decide(&all, 20, start), 20);
+        assert_eq!(budget.decide(&all, 21, start), 20);
         all[0].series = 11;
-        assert_eq!(budget.decide(&all, 20, start), 11);
+        assert_eq!(budget.decide(&all, 21, start), 21, "what was left free");
+        all[0].series = 12;
+        assert_eq!(budget.decide(&all, 21, start), 12);
         assert_eq!(own(&budget, &all), [1]);
         all[0].series = 10;
-        budget.decide(&all, 20, start + HOLD / 2);
+        budget.decide(&all, 21, start + HOLD / 2);
         assert_eq!(own(&budget, &all), [1], "not back and forth");
-        budget.decide(&all, 20, start + HOLD);
+        budget.decide(&all, 21, start + HOLD);
         assert_eq!(own(&budget, &all), [1, 2]);
     }
 
@@ -253,7 +260,7 @@ mod tests {
         let mut all = [one(1, 100), one(2, 0), one(3, 50)];
         all[1].claim = Claim::Always;
         all[0].claim = Claim::Never;
-        budget.decide(&all, 20, Instant::now());
+        budget.decide(&all, 21, Instant::now());
         assert_eq!(own(&budget, &all), [2, 3]);
     }
 
@@ -297,7 +304,7 @@ mod tests {
                 // No room is left that somebody who waits could have.
                 let waiting = all.iter().filter(|one| !after.contains(&one.key) && !lost.contains_key(&one.key));
                 for one in waiting {
-                    prop_assert!(used + one.series > room, "{} could have had a place", one.key);
+                    prop_assert!(used + one.series > for_newcomers(room), "{} could have had a place", one.key);
                 }
             }
         }

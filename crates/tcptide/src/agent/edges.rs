@@ -25,7 +25,7 @@ use model::{
 };
 
 use super::{
-    budget::{Budget, Candidate, Claim},
+    budget::{Budget, Candidate, Claim, for_newcomers},
     family::LabelSet,
     series::{Labels, OTHER, labels},
 };
@@ -206,11 +206,6 @@ impl Edges {
         self.folded
     }
 
-    /// How many series all edges would have, as of the last look.
-    pub(crate) fn wanted(&self) -> usize {
-        (self.by_key.len() + self.others.len()) * SERIES
-    }
-
     /// A connection began, or ended.
     pub(crate) fn event(&mut self, r: &record::Connection) {
         let event = usize::from(r.event);
@@ -371,7 +366,7 @@ impl Edges {
                 claim: Claim::ByActivity,
             });
         }
-        is_other_there |= candidates.len() * SERIES > room;
+        is_other_there |= candidates.len() * SERIES > for_newcomers(room);
         let reserved = if is_other_there { others.len().max(self.others.len()) * SERIES } else { 0 };
         self.budget.decide(&candidates, room.saturating_sub(reserved), now);
     }

@@ -298,10 +298,10 @@ impl Worker {
         let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
         let rest = Rest::new(&namespaces, &about);
         let left = self.limits.series.saturating_sub(rest.count());
-        // Containers leave edges half of it, if these need so much, and edges have what containers leave.
-        let for_edges = self.edges.as_ref().map_or(0, Edges::wanted).min(left / 2);
+        // Half of it is for edges, where they are told of, so that they push no container out; and they have what is left.
+        let for_containers = if self.edges.is_some() { left / 2 } else { left };
         let count = |readings: &[&[Reading]], cgroups| shape.count(readings, cgroups);
-        let room = Room { series: left - for_edges, other: shape.most(), count: &count };
+        let room = Room { series: for_containers, other: shape.most(), count: &count };
         let gone = self.series.update(totals, &self.directory, walk.number, &room);
         for cgroup in gone {
             self.monitor.forget(cgroup)?;

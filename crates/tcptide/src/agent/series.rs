@@ -21,7 +21,7 @@ use model::{
 };
 
 use super::{
-    budget::{Budget, Candidate, Claim},
+    budget::{Budget, Candidate, Claim, for_newcomers},
     ledger::{Ledger, add},
 };
 use crate::identity::Directory;
@@ -216,7 +216,7 @@ impl Series {
         let wanted: usize = candidates.iter().map(|one| one.series).sum();
         let is_other_there = has_other
             || self.ledger.has_other()
-            || wanted > room.series
+            || wanted > for_newcomers(room.series)
             || candidates.iter().any(|one| one.claim == Claim::Never);
         let left = if is_other_there { room.series.saturating_sub(room.other) } else { room.series };
         self.budget.decide(&candidates, left, now);
@@ -374,12 +374,13 @@ mod tests {
     use super::*;
     use crate::agent::budget::HOLD;
 
-    const PLENTY: usize = 1_000_000;
+    const PLENTY: usize = 1000;
     /// As many series as each has in these tests.
     const EACH: usize = 10;
 
-    fn room(series: usize) -> Room<'static> {
-        Room { series, other: EACH, count: &|_, _| EACH }
+    /// For so many, and for ~other.
+    fn room(places: usize) -> Room<'static> {
+        Room { series: EACH + places * EACH + places / 2, other: EACH, count: &|_, _| EACH }
     }
 
     fn series(grace: Duration) -> Series {
@@ -475,7 +476,7 @@ mod tests {
         let mut look = |counts: &[(u64, u64)], live: &dyn Fn(u64) -> bool, wait: Duration| {
             now += wait;
             let totals = counts.iter().map(|(id, n)| (*id, busy(*n))).collect();
-            series.update_at(totals, by_number, live, 1, &room(3 * EACH), now);
+            series.update_at(totals, by_number, live, 1, &room(2), now);
             (shown(&series), series.folded().clone())
         };
         let all = |_| true;
@@ -537,7 +538,7 @@ mod tests {
         let at = METRICS.iter().position(|m| m.name == "tcptide_connections").unwrap();
         let mut look = |counts: &[(u64, u32)]| {
             let totals = counts.iter().map(|(id, n)| (*id, open(*n))).collect();
-            series.update_at(totals, by_number, |_| true, 1, &room(2 * EACH), Instant::now());
+            series.update_at(totals, by_number, |_| true, 1, &room(1), Instant::now());
             let established = |sample: &Sample| match &sample.readings[at] {
                 Reading::Each(states) => states[1],
                 _ => panic!("by state"),
@@ -553,10 +554,10 @@ mod tests {
         let mut series = series(Duration::ZERO);
         let now = Instant::now();
         let totals = |n| vec![(1, busy(100)), (2, busy(n)), (3, busy(0))];
-        series.update_at(totals(7), by_number, |_| true, 1, &room(2 * EACH), now);
+        series.update_at(totals(7), by_number, |_| true, 1, &room(1), now);
         assert_eq!(shown(&series), named(&[("c1", 100), ("~other", 7)]));
         let late = |id| if id == 2 { container(2, "late") } else { by_number(id) };
-        series.update_at(totals(8), late, |_| true, 2, &room(2 * EACH), now);
+        series.update_at(totals(8), late, |_| true, 2, &room(1), now);
         assert_eq!(shown(&series), named(&[("c1", 100), ("~other", 8)]));
         series.update_at(totals(9), late, |_| true, 3, &room(PLENTY), now);
         assert_eq!(shown(&series), named(&[("c1", 100), ("c3", 0), ("late", 0), ("~other", 9)]));
@@ -702,10 +703,9 @@ mod tests {
                             let name = |id: u64| container(id, &names[&id]);
                             let live = |id: u64| !is_last || !ending.contains(&id);
                             let totals = || there.values().map(|(id, totals, _)| (*id, totals.clone())).collect();
-                            let limit = places * EACH + EACH;
-                            limited.update_at(totals(), name, live, 1, &room(limit), now);
+                            limited.update_at(totals(), name, live, 1, &room(places), now);
                             free.update_at(totals(), name, live, 1, &room(PLENTY), now);
-                            prop_assert!(limited.all().len() * EACH <= limit);
+                            prop_assert!(limited.all().len() * EACH <= room(places).series);
                             if is_last {
                                 there.retain(|_, (id, ..)| !ending.contains(id));
                                 ending.clear();
