@@ -238,7 +238,7 @@ fn a_budget_is_kept_and_nothing_is_lost() {
     }
     // Who looks for the first time now finds the most active one among those that have their own, and not the least one.
     let scrape = late.scrape().unwrap();
-    let [most, least] = [&cgroups[11], &cgroups[1]].map(|cgroup| refused(&scrape, Some(name(cgroup))));
-    assert_eq!([most, least], [36.0, 0.0]);
+    let [most, least] = [11, 1].map(|n: usize| refused(&scrape, Some(name(&cgroups[n]))) as u64);
+    assert_eq!([most, least], [36, 0]);
     server.finish().unwrap();
 }

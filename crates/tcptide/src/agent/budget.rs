@@ -97,8 +97,11 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         let wanting = ordered(&|one, standing| by_activity(one) && !standing.has_own && may(standing));
 
         let mut used: usize = always.iter().map(|(_, one)| one.series).sum();
-        always.into_iter().for_each(|(_, one)| self.put(&one.key, true, now));
-        never.into_iter().for_each(|(_, one)| self.put(&one.key, false, now));
+        for (own, (_, one)) in
+            always.into_iter().map(|one| (true, one)).chain(never.into_iter().map(|one| (false, one)))
+        {
+            self.put(&one.key, own, now);
+        }
         let mut kept = Vec::new();
         for (rank, one) in having {
             if used + one.series <= room {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -128,7 +129,7 @@ impl Exemplar {
         let mut to = format!(" # {{{}}} ", text::labels(Self::labels(&cookie, &peer)));
         text::number(&mut to, text::Value::Real(self.seconds()));
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        to.push_str(&format!(" {}.{:03}", at.as_secs(), at.subsec_millis()));
+        let _ = write!(to, " {}.{:03}", at.as_secs(), at.subsec_millis());
         to
     }
 

@@ -514,9 +514,9 @@ mod tests {
         }
     }
 
-    fn openmetrics(name: &str, about: About) -> String {
+    fn openmetrics(name: &str, about: &About) -> String {
         let samples = vec![sample(name, &Totals::default())];
-        text(&exposition(samples, &OfNamespaces::default(), &about), Format::OpenMetrics)
+        text(&exposition(samples, &OfNamespaces::default(), about), Format::OpenMetrics)
     }
 
     fn exposition(samples: Vec<Sample>, namespaces: &OfNamespaces, about: &About) -> Arc<Exposition> {
@@ -657,7 +657,7 @@ mod tests {
                 program.run = None;
             }
         }
-        let text = openmetrics("web", about);
+        let text = openmetrics("web", &about);
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(!text.contains("tcptide_program_measured"));
@@ -704,7 +704,7 @@ mod tests {
 
     #[test]
     fn odd_names_stay_one_label() {
-        let text = openmetrics("a\"b\\c\nd", about());
+        let text = openmetrics("a\"b\\c\nd", &about());
         assert!(text.contains(r#"container="a\"b\\c\nd""#));
     }
 }

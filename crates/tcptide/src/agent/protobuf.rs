@@ -327,7 +327,9 @@ pub(super) mod tests {
             durations in prop::collection::vec((0..38_u32, any::<u64>()).prop_map(|(bits, v)| v & ((1 << bits) - 1)), 0..60),
         ) {
             let mut histogram = Histogram::new(scale);
-            durations.iter().for_each(|us| histogram.record(*us));
+            for us in &durations {
+                histogram.record(*us);
+            }
             let mut native = Distribution::default();
             super::native(&mut native, &histogram);
             let threshold = native.zero_threshold.unwrap();
