@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use super::{
     edges::{Edges, LeftOut},
     exemplars::Exemplars,
-    exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Shape},
+    exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Scrapes, Shape},
     family::Buckets,
     namespaces::Namespaces,
     reconciliation::Reconciliation,
@@ -56,6 +56,7 @@ pub(crate) type Answer = Result<Arc<Exposition>, String>;
 #[derive(Clone)]
 pub(crate) struct Gauge {
     scrapes: Sender<oneshot::Sender<Answer>>,
+    answered: Arc<Mutex<Scrapes>>,
 }
 
 impl Gauge {
@@ -126,7 +127,19 @@ impl Gauge {
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { scrapes })
+        Ok(Self { scrapes, answered: Arc::default() })
+    }
+
+    /// What became of scrapes so far.
+    pub(crate) fn answered(&self) -> Scrapes {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A scrape was answered to its end, in this format and encoding, with so many bytes before they were encoded.
+    pub(crate) fn note_answered(&self, by: (&'static str, &'static str), took: Duration, bytes: u64) {
+        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.answered.entry(by).or_default() += 1;
+        all.last = Some((took, bytes));
     }
 
     /// The metrics as of now.

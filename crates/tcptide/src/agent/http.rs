@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     net::TcpListener,
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,7 +25,7 @@ use tower_http::{
     compression::{CompressionLayer, predicate::SizeAbove},
 };
 
-use super::{exposition::Scrapes, family::Format, gauge::Gauge};
+use super::{family::Format, gauge::Gauge};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -87,16 +86,10 @@ fn router(gauge: Gauge) -> Router {
         // It serves only once everything is attached.
         .route("/-/ready", get(async || "tcptide is ready\n"))
         .layer(gzip)
-        .with_state(Metrics { gauge, scrapes: Arc::default() })
+        .with_state(gauge)
 }
 
-#[derive(Clone)]
-struct Metrics {
-    gauge: Gauge,
-    scrapes: Arc<Mutex<Scrapes>>,
-}
-
-async fn metrics(State(of): State<Metrics>, headers: HeaderMap) -> Response {
+async fn metrics(State(gauge): State<Gauge>, headers: HeaderMap) -> Response {
     let start = Instant::now();
     let format = wanted(&headers);
     let (kind, name) = match format {
@@ -105,17 +98,14 @@ async fn metrics(State(of): State<Metrics>, headers: HeaderMap) -> Response {
         Format::Protobuf => (PROTOBUF, "protobuf"),
     };
     let encoding = if wants_gzip(&headers) { "gzip" } else { "identity" };
-    match of.gauge.scrape().await {
+    match gauge.scrape().await {
         // Made as it is taken: who reads slowly keeps numbers in memory, and one metric's text.
         Ok(exposition) => {
-            let so_far = of.scrapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let mut families = exposition.answer(format, &so_far);
+            let mut families = exposition.answer(format, &gauge.answered());
             let mut size = 0;
             let body = std::iter::from_fn(move || {
                 let Some(family) = families.next() else {
-                    let mut scrapes = of.scrapes.lock().unwrap_or_else(PoisonError::into_inner);
-                    *scrapes.answered.entry((name, encoding)).or_default() += 1;
-                    scrapes.last = Some((start.elapsed(), size));
+                    gauge.note_answered((name, encoding), start.elapsed(), size);
                     return None;
                 };
                 size += family.len() as u64;
