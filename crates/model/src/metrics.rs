@@ -484,7 +484,8 @@ pub fn document() -> String {
          With `--edges`, OpenMetrics and protobuf carry exemplars of `tcptide_rtt_seconds`, `tcptide_connect_duration_seconds` \
          and `tcptide_connection_duration_seconds`: the slowest connection that was seen in the last two minutes, by its \
          `cookie` (as in `tcptide conns -o wide` and `tcptide explain`) and `peer`.\n\n\
-         An answer has `--metrics.max-series` series at most. What finds no room has no series of its own and is added up \
+         An answer has `--metrics.max-series` series at most; those of network namespaces, of tcptide itself, of \
+         `~unattributed` and `~other` come first. What finds no room has no series of its own and is added up \
          under the container `~other`, whose counters never fall: a container that gets series of its own later begins with \
          what it counts from then on. One that loses them to a more active one ends its series, as if it were gone, and goes \
          on from there if it gets them again; what grows meanwhile is in `~other`. So `rate()` and `increase()` over all \
