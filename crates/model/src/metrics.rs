@@ -457,7 +457,7 @@ own! {
         "With --edges: connections that found no room for an edge of their own (see --metrics.max-edges): they are in ~other."
     FOLDED "tcptide_folded_series" Gauge ["reason"]
         "Series that containers and edges would have of their own, and that are in ~other instead: no_room (--metrics.max-series), not_wanted (--metrics.include-container, --metrics.exclude-container), too_young (--metrics.min-age). Without those that found no room in the kernel: see tcptide_totals_failures_total."
-    FOLDED_TOTAL "tcptide_folded_series_total" Counter []
+    FOLDED_TOTAL "tcptide_series_folds_total" Counter []
         "Series that went into ~other so far: of newcomers, and of those that lost their own to others."
     SCRAPES "tcptide_scrapes_total" Counter ["format", "encoding"]
         "Scrapes that were answered to the end before this one: openmetrics, prometheus (text) or protobuf; gzip or identity."
@@ -549,6 +549,8 @@ fn table_of(page: &mut String, metrics: &[OwnMetric]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -572,8 +574,11 @@ mod tests {
     fn names_follow_the_conventions() {
         let own = NAMESPACE_METRICS.iter().chain(OWN_METRICS).map(|m| (m.name, m.kind));
         let edges = EDGE_METRICS.iter().map(|m| (m.name, m.kind));
+        let mut families = BTreeSet::new();
         for (name, kind) in METRICS.iter().map(|m| (m.name, m.kind)).chain(own).chain(edges) {
             assert!(name.starts_with("tcptide_"), "{name}");
+            // OpenMetrics calls a counter's family by its name without that.
+            assert!(families.insert(name.trim_end_matches("_total")), "{name}: another metric has that name");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         }
     }

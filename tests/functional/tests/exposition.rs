@@ -222,7 +222,7 @@ fn a_budget_is_kept_and_nothing_is_lost() {
         assert!(of_other > other, "{of_other}, {other} before");
         other = of_other;
         assert!(with.sum("tcptide_folded_series", &[("reason", "no_room")]).unwrap() > 1000.0);
-        assert!(with.sum("tcptide_folded_series_total", &[]).unwrap() > 1000.0);
+        assert!(with.sum("tcptide_series_folds_total", &[]).unwrap() > 1000.0);
         assert_eq!(without.sum("tcptide_folded_series", &[]), Some(0.0));
         assert!(!without.samples.iter().any(|sample| sample.label("container") == "~other"));
         check_metrics(&limited.metrics().unwrap()).unwrap();
