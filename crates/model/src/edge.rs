@@ -46,16 +46,18 @@ impl EdgeCounts {
         self.retransmitted_segments += retransmitted_segments;
     }
 
-    /// What has been counted since `before`, which was no more.
+    /// What has come since an earlier reading.
     #[must_use]
-    pub fn less(&self, before: &Self) -> Self {
+    pub fn since(&self, earlier: &Self) -> Self {
         Self {
-            established: self.established.saturating_sub(before.established),
-            failed: self.failed.saturating_sub(before.failed),
-            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
-            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
-            sent_segments: self.sent_segments.saturating_sub(before.sent_segments),
-            retransmitted_segments: self.retransmitted_segments.saturating_sub(before.retransmitted_segments),
+            established: self.established.saturating_sub(earlier.established),
+            failed: self.failed.saturating_sub(earlier.failed),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+            sent_segments: self.sent_segments.saturating_sub(earlier.sent_segments),
+            retransmitted_segments: self
+                .retransmitted_segments
+                .saturating_sub(earlier.retransmitted_segments),
         }
     }
 }

@@ -434,6 +434,29 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
+    /// Most series of an answer, with --edges half of them for these. The most active containers and edges have their own; the
+    /// rest is added up in ~other
+    #[arg(long = "metrics.max-series", value_name = "NUMBER", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+    pub(crate) max_series: u32,
+    /// Only these containers have series of their own, by name (with *); the rest is ~other
+    #[arg(long = "metrics.include-container", value_name = "NAMES")]
+    pub(crate) include: Option<List<Pattern>>,
+    /// These containers have none of their own, by name (with *): they are in ~other
+    #[arg(long = "metrics.exclude-container", value_name = "NAMES")]
+    pub(crate) exclude: Option<List<Pattern>>,
+    /// A container that came after the start has series of its own when it was seen for so long; until then it is in ~other
+    #[arg(long = "metrics.min-age", value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) min_age: Option<Duration>,
+    /// Leave these labels out of edges and of tcptide_container_info; what differs in them alone is one
+    #[arg(long = "metrics.drop-labels", value_name = "LABELS", value_delimiter = ',')]
+    pub(crate) drop_labels: Vec<DroppedLabel>,
+    /// Which histograms are told: native ones go where Prometheus asks for protobuf, classic ones into every format
+    #[arg(long = "metrics.histograms", value_name = "KIND", default_value = "both")]
+    pub(crate) histograms: Histograms,
+    /// How fine the classic buckets are; native ones are as fine as is counted
+    #[arg(long = "metrics.resolution", value_name = "STEP", default_value = "octave")]
+    pub(crate) resolution: Resolution,
     /// Count by edge, too: who talks to whom. The beginning and the end of each connection is an event then, which costs
     #[arg(long)]
     pub(crate) edges: bool,
@@ -470,6 +493,46 @@ pub(crate) struct AgentArgs {
     pub(crate) program_stats: ProgramStats,
     #[command(flatten)]
     pub(crate) runtimes: RuntimeArgs,
+}
+
+/// Which buckets histograms have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Histograms {
+    /// Classic and native ones
+    Both,
+    /// Classic ones only
+    Classic,
+    /// Native ones only: in text, histograms have no more than their count and sum
+    Native,
+}
+
+/// How far the bounds of classic buckets are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resolution {
+    /// A factor of 2
+    Octave,
+    /// A factor of the square root of 2, where it is counted so: twice as many buckets
+    HalfOctave,
+}
+
+/// A label that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum DroppedLabel {
+    /// Of edges: the name of the far end
+    PeerName,
+    /// Of edges: the server's port
+    PeerPort,
+    /// Of tcptide_container_info
+    Id,
+    /// Of tcptide_container_info
+    Runtime,
+    /// Of tcptide_container_info
+    Image,
+    /// Of tcptide_container_info
+    CgroupId,
+    /// Of tcptide_container_info
+    CgroupPath,
 }
 
 /// When run times are measured.

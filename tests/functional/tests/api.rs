@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -255,6 +257,24 @@ fn the_kernel_sends_events_only_while_somebody_follows() {
     std::thread::sleep(Duration::from_secs(1));
     flood();
     assert_eq!(lost(), before);
+    agent.stop().unwrap();
+}
+
+/// As a browser asks, which takes gzip.
+#[test]
+fn a_stream_is_not_held_back_to_be_compressed() {
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let mut stream = TcpStream::connect(agent.address()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").unwrap();
+    let lines: Vec<String> = BufReader::new(&stream)
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|line| line != ": attached")
+        .collect();
+    assert!(lines.iter().any(|line| line == "content-type: text/event-stream"), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.starts_with("content-encoding")), "{lines:?}");
+    drop(stream);
     agent.stop().unwrap();
 }
 

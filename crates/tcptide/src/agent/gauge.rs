@@ -4,7 +4,7 @@
 use std::{
     mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -15,22 +15,25 @@ use anyhow::Context as _;
 use model::{
     container::Container,
     filter::Filter,
+    metrics::Reading,
     record::{self, Strays},
 };
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    edges::{Edges, NameOf, OwnerOf},
-    exposition::{self, Exposition, OfEdges, OfNamespaces},
+    edges::{Edges, LeftOut, NameOf, OwnerOf},
+    exemplars::Exemplars,
+    exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Scrapes, Shape},
+    family::Buckets,
     namespaces::Namespaces,
     reconciliation::Reconciliation,
-    series::Series,
+    series::{Room, Selection, Series, labels},
     strays::Accounts,
     tails::{self, Tails},
 };
 use crate::{
-    args::AgentArgs,
+    args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
     namespaces::ALL,
@@ -67,6 +70,7 @@ enum Request {
 #[derive(Clone)]
 pub(crate) struct Gauge {
     requests: Sender<Request>,
+    answered: Arc<Mutex<Scrapes>>,
 }
 
 impl Gauge {
@@ -101,15 +105,39 @@ impl Gauge {
             options.buffer = BUFFER_TO_FOLLOW;
         }
         let own_events = mem::replace(&mut options.events, tails::ALL_EVENTS);
-        let edges = args.edges.then(|| Edges::new(args.max_edges as usize, args.history));
-        let series = Series::new(args.grace);
+        let is_dropped = |label| args.drop_labels.contains(&label);
+        let left_out = LeftOut {
+            peer_name: is_dropped(DroppedLabel::PeerName),
+            peer_port: is_dropped(DroppedLabel::PeerPort),
+        };
+        let info = InfoLabels {
+            no_id: is_dropped(DroppedLabel::Id),
+            no_runtime: is_dropped(DroppedLabel::Runtime),
+            no_image: is_dropped(DroppedLabel::Image),
+            no_cgroup_id: is_dropped(DroppedLabel::CgroupId),
+            no_cgroup_path: is_dropped(DroppedLabel::CgroupPath),
+        };
+        let edges = args.edges.then(|| Edges::new(args.max_edges as usize, left_out, args.history));
+        let selection = Selection {
+            include: args.include.clone().unwrap_or_default(),
+            exclude: args.exclude.clone().unwrap_or_default(),
+            min_age: args.min_age.unwrap_or_default(),
+        };
+        let series = Series::new(args.grace, selection);
+        let buckets = Buckets {
+            classic: args.histograms != Histograms::Native,
+            half_octaves: args.resolution == Resolution::HalfOctave,
+            native: args.histograms != Histograms::Classic,
+        };
+        let limits = Limits { series: args.max_series as usize, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
         let (requests, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
             .spawn(move || {
-                match Worker::start(&options, own_events, interval, directory, series, namespaces, edges) {
+                let parts = (directory, series, namespaces, edges);
+                match Worker::start(&options, own_events, interval, parts, limits) {
                     Ok(worker) => {
                         let _ = ready.send(Ok(()));
                         worker.run(&asked);
@@ -119,7 +147,19 @@ impl Gauge {
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { requests })
+        Ok(Self { requests, answered: Arc::default() })
+    }
+
+    /// What became of scrapes so far.
+    pub(crate) fn answered(&self) -> Scrapes {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A scrape was answered to its end, in this format and encoding, with so many bytes before they were encoded.
+    pub(crate) fn note_answered(&self, by: (&'static str, &'static str), took: Duration, bytes: u64) {
+        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.answered.entry(by).or_default() += 1;
+        all.last = Some((took, bytes));
     }
 
     /// The metrics as of now.
@@ -145,6 +185,14 @@ fn gone() -> String {
     "the gauge's thread has ended".to_owned()
 }
 
+/// What is shown at most.
+#[derive(Clone, Copy)]
+struct Limits {
+    series: usize,
+    buckets: Buckets,
+    info: InfoLabels,
+}
+
 pub(crate) struct Worker {
     pub(super) monitor: Monitor,
     pub(super) directory: Directory,
@@ -153,11 +201,13 @@ pub(crate) struct Worker {
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
     pub(super) edges: Option<Edges>,
+    exemplars: Exemplars,
     pub(super) names: Names,
     pub(super) tails: Tails,
     /// The events that are sent though nobody follows any.
     own_events: u32,
     pub(super) kernel: String,
+    limits: Limits,
     /// Since when all is attached.
     pub(super) began: Instant,
 }
@@ -167,10 +217,8 @@ impl Worker {
         options: &Options,
         own_events: u32,
         interval: Option<Duration>,
-        directory: Directory,
-        series: Series,
-        namespaces: Namespaces,
-        edges: Option<Edges>,
+        (directory, series, namespaces, edges): (Directory, Series, Namespaces, Option<Edges>),
+        limits: Limits,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
         monitor.send_events(own_events);
@@ -187,10 +235,12 @@ impl Worker {
             strays,
             reconciliation,
             edges,
+            exemplars: Exemplars::default(),
             names,
             tails: Tails::default(),
             own_events,
             kernel,
+            limits,
             began: Instant::now(),
         };
         if worker.edges.is_some() {
@@ -203,8 +253,12 @@ impl Worker {
     /// Brings all up to now.
     pub(super) fn walk(&mut self) -> anyhow::Result<Walk> {
         let Some(edges) = &mut self.edges else { return Ok(self.monitor.walk(None)?) };
+        let exemplars = &mut self.exemplars;
         edges.begin_walk();
-        Ok(self.monitor.walk(Some(&mut |row| edges.row(row)))?)
+        Ok(self.monitor.walk(Some(&mut |row| {
+            edges.row(row);
+            exemplars.see(row);
+        }))?)
     }
 
     /// Works until nobody is left to ask.
@@ -292,7 +346,8 @@ impl Worker {
     }
 
     pub(super) fn take_events(&mut self) -> anyhow::Result<()> {
-        let (edges, reconciliation, tails) = (&mut self.edges, &mut self.reconciliation, &mut self.tails);
+        let (edges, exemplars, reconciliation, tails) =
+            (&mut self.edges, &mut self.exemplars, &mut self.reconciliation, &mut self.tails);
         let own_events = self.own_events;
         self.monitor.events(&mut |event| {
             tails.event(event);
@@ -301,6 +356,7 @@ impl Worker {
             }
             if let Some(edges) = edges {
                 edges.event(event);
+                exemplars.see(event);
             }
             if let Some(reconciliation) = reconciliation {
                 reconciliation.event(event);
@@ -326,11 +382,6 @@ impl Worker {
         let mut totals = self.monitor.totals()?;
         self.give(&strays)?;
         self.strays.add_to(&mut totals);
-        let gone = self.series.update(&totals, &self.directory, walk.number);
-        for cgroup in gone {
-            self.monitor.forget(cgroup)?;
-            self.strays.forget(cgroup);
-        }
         let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
@@ -344,15 +395,35 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
         };
-        Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
+        let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
+        let rest = Rest::new(&namespaces, &about);
+        let left = self.limits.series.saturating_sub(rest.count());
+        // Half of it is for edges, where they are told of, so that they push no container out; and they have what is left.
+        let for_containers = if self.edges.is_some() { left / 2 } else { left };
+        let count = |readings: &[&[Reading]], cgroups| shape.count(readings, cgroups);
+        let room = Room { series: for_containers, other: shape.most(), count: &count };
+        let gone = self.series.update(totals, &self.directory, walk.number, &room);
+        for cgroup in gone {
+            self.monitor.forget(cgroup)?;
+            self.strays.forget(cgroup);
+        }
+        let samples = self.series.all();
+        let used: usize =
+            samples.iter().map(|sample| shape.count(&[&sample.readings], sample.containers.len())).sum();
+        let edges = self.of_edges(left.saturating_sub(used));
+        let everyone = self.series.everyone();
+        let of = |cgroup| labels(&self.directory.resolve(cgroup));
+        let slowest = self.exemplars.by_labels(of, |labels| everyone.get(labels) == Some(&true));
+        Ok(Exposition::new(samples, &slowest, self.series.folded(), edges, rest, shape))
     }
 
-    fn of_edges(&mut self) -> Option<OfEdges> {
-        let containers = self.series.all();
-        self.ask_edges(|edges, owner, name| OfEdges {
-            samples: edges.samples(&containers, Instant::now(), owner, name),
-            folded: edges.folded(),
-        })
+    fn of_edges(&mut self, room: usize) -> Option<OfEdges> {
+        let (directory, names) = (&self.directory, &self.names);
+        let owner = |id| directory.resolve(id);
+        let name = |container: &Container, address, at| names.of(directory, container, address, at);
+        let edges = self.edges.as_mut()?;
+        let samples = edges.samples(&self.series.everyone(), room, Instant::now(), &owner, &name);
+        Some(OfEdges { samples, folded: edges.folded() })
     }
 
     /// What became of packets of no socket, to the containers whose namespaces they were in.

@@ -1,12 +1,17 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
 mod api;
+mod budget;
 mod edges;
+mod exemplars;
 mod exposition;
+mod family;
 mod gauge;
 mod history;
 mod http;
+mod ledger;
 mod namespaces;
+mod protobuf;
 mod reconciliation;
 mod series;
 mod strays;
