@@ -11,6 +11,7 @@ use probe::{ProgramStats, RunStats, Status, Walk};
 use super::{
     edges::EdgeSample,
     namespaces::NamespaceSample,
+    process::Usage,
     reconciliation::Sums,
     series::{Labels, Sample},
     text::{self, Format, HistogramLines, Line, Value},
@@ -61,6 +62,7 @@ pub(crate) struct About {
     pub(crate) storage_failures: u64,
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
+    pub(crate) usage: Usage,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -304,6 +306,7 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     // How many cgroups found no room is not known, only that there were some.
     let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Real(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
+    let resident = about.usage.resident.into_iter().map(|bytes| (Vec::new(), Value::Whole(bytes)));
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
@@ -328,6 +331,8 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::FOLDED, folded),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
+        (&metrics::CPU_SECONDS, one(Value::Real(about.usage.cpu.as_secs_f64()))),
+        (&metrics::RESIDENT_BYTES, resident.collect()),
     ]
     .into_iter()
     .map(family)
@@ -356,6 +361,7 @@ mod tests {
             storage_failures: 0,
             totals_failures: 0,
             unattributed: 0,
+            usage: Usage { cpu: Duration::from_millis(1500), resident: Some(4096) },
         }
     }
 
@@ -436,6 +442,11 @@ mod tests {
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(!text.contains("tcptide_program_measured"));
+        assert!(text.contains("tcptide_process_cpu_seconds_total 1.5\n"));
+        assert!(text.contains("tcptide_process_resident_memory_bytes 4096\n"));
+        let mut untold = self::about();
+        untold.usage.resident = None;
+        assert!(!openmetrics("web", untold).contains("tcptide_process_resident"));
         assert!(text.contains("tcptide_program_status{program=\"rtt\",status=\"refused\"} 1"));
         assert!(text.contains("tcptide_connect_duration_seconds_count"));
     }

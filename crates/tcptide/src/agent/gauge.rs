@@ -23,6 +23,7 @@ use super::{
     edges::Edges,
     exposition::{self, Exposition, OfEdges, OfNamespaces},
     namespaces::Namespaces,
+    process::Usage,
     reconciliation::Reconciliation,
     series::Series,
     strays::Accounts,
@@ -243,6 +244,7 @@ impl Worker {
             storage_failures: losses[record::loss::LOSS_STORAGE],
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
+            usage: Usage::now(),
         };
         Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
     }

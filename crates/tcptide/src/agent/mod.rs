@@ -5,6 +5,7 @@ mod exposition;
 mod gauge;
 mod http;
 mod namespaces;
+mod process;
 mod reconciliation;
 mod series;
 mod strays;
