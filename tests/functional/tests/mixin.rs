@@ -322,8 +322,10 @@ impl Trouble {
             let mut sender = TcpStream::connect(listener.local_addr()?)?;
             sender.set_nodelay(true)?;
             sender.set_nonblocking(true)?;
-            let (receiver, _) = listener.accept()?;
+            let (mut receiver, _) = listener.accept()?;
             (0..100).try_for_each(|_| sender.write_all(&[0; 100]))?;
+            // Who reads offers its window anew; what is sent into that comes.
+            receiver.read_exact(&mut [0])?;
             set_socket_recv_buffer_size(&receiver, 1)?;
             // Until nothing more is taken.
             let _ = (0..200).try_for_each(|_| sender.write_all(&[0; 100]));
