@@ -79,7 +79,7 @@ impl Busy {
     }
 
     /// What the agent has of both is what they did themselves, to the connection and the byte.
-    fn is_counted(self, agent: &Agent, asked: &Counts) -> Scrape {
+    fn ends_counted(self, agent: &Agent, asked: &Counts) -> Scrape {
         let answered = self.serving.finish().unwrap();
         assert_eq!((asked.failures(), answered.accepted), (0, asked.opened));
         let scrape = agent.scrape().unwrap();
@@ -121,7 +121,7 @@ fn a_soak() {
     for (seconds, resident, _) in curve.iter().step_by(curve.len().div_ceil(12)) {
         println!("after {seconds:4} s: {:.1} MiB resident", *resident as f64 / MIB as f64);
     }
-    let scrape = busy.is_counted(&agent, &asked);
+    let scrape = busy.ends_counted(&agent, &asked);
     println!("events lost: {}", lost(&scrape, "connection_buffer_full"));
     // From the first third on it may not grow by more than names and rounding.
     let peak = |part: &[(u64, u64, Duration)]| part.iter().map(|(_, resident, _)| *resident).max().unwrap();
@@ -139,7 +139,7 @@ fn a_buffer_that_is_full() {
     kill_process(pid, Signal::STOP).unwrap();
     let asked = busy.ask(4000, lasting()).wait(lasting() + SOON).unwrap();
     kill_process(pid, Signal::CONT).unwrap();
-    let scrape = busy.is_counted(&agent, &asked);
+    let scrape = busy.ends_counted(&agent, &asked);
     let lost = lost(&scrape, "connection_buffer_full");
     println!("the agent stood still for {:?}: {lost} events lost and counted", lasting());
     assert!(lost > 0, "the buffer was large enough: more TCPTIDE_SECONDS are needed");
@@ -240,7 +240,7 @@ fn held(pid: u32, kind: &str) -> BTreeSet<u64> {
 #[ignore = "long: make reliability"]
 fn killed_at_random_moments() {
     let busy = Busy::new("killed");
-    let asking = busy.ask(500, Duration::from_secs(3600));
+    let asking = busy.ask(500, lasting());
     let tcptide = Tcptide::find().unwrap();
     let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
     println!("seed: {seed}");
@@ -270,9 +270,10 @@ fn killed_at_random_moments() {
         "killed {times} times within a second of the start, {with_programs} times with programs: nothing is left"
     );
     assert!(with_programs > 0);
-    let asked = asking.finish();
     // The traffic went on meanwhile.
-    assert!(asked.is_ok_and(|asked| asked.failures() == 0));
+    let asked = asking.wait(SOON).unwrap();
+    println!("connections meanwhile: {}, failed: {}", asked.opened, asked.failures());
+    assert!(asked.opened > 0 && asked.failures() == 0, "{asked:?}");
 }
 
 #[test]
@@ -281,7 +282,7 @@ fn a_disk_that_is_full() {
     let busy = Busy::new("disk");
     let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     let tcptide = Tcptide::find().unwrap();
-    let asking = busy.ask(200, Duration::from_secs(3600));
+    let _asking = busy.ask(200, Duration::from_secs(3600));
     let began = Instant::now();
     let mut command = tcptide.command(["trace", "-o", "json", "--duration", "30s"]);
     let ended = command.stdin(Stdio::null()).stdout(full()).stderr(Stdio::piped()).output().unwrap();
@@ -305,5 +306,4 @@ fn a_disk_that_is_full() {
     child.kill().unwrap();
     child.wait().unwrap();
     println!("an agent without room for its log serves {} bytes", served.unwrap().body.len());
-    asking.finish().unwrap();
 }
