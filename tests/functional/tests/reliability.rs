@@ -141,10 +141,9 @@ fn a_buffer_that_is_full() {
     kill_process(pid, Signal::CONT).unwrap();
     let scrape = busy.ends_counted(&agent, &asked);
     let lost = lost(&scrape, "connection_buffer_full");
+    // Those of others on this host are among them; that the count is exact is a story in churn.rs.
     println!("the agent stood still for {:?}: {lost} events lost and counted", lasting());
     assert!(lost > 0, "the buffer was large enough: more TCPTIDE_SECONDS are needed");
-    // Each of both ends is told of twice: established, and at its end.
-    assert!(lost <= 4 * asked.opened, "{lost} of {}", asked.opened);
     agent.stop().unwrap();
 }
 
@@ -176,7 +175,8 @@ fn cgroups_come_and_go() {
     println!("cgroups made and removed: {:.0} a second", made as f64 / lasting().as_secs_f64());
     println!("resident: {:.1} MiB before, {:.1} MiB at most", mib(before), mib(peak));
     println!("events lost: {}", lost(&scrape, "cgroup_buffer_full"));
-    assert!(peak < before + 64 * MIB, "{before} {peak}");
+    // The names of 100,000 that are gone are kept for ten minutes.
+    assert!(peak < before + 128 * MIB, "{before} {peak}");
     agent.stop().unwrap();
 }
 
