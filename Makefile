@@ -1,10 +1,10 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-vm check bench docs fmt clean
+.PHONY: help run test test-vm check bench reliability docs fmt clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## build, then show this host's TCP connections; installs what building needs
 	@tools/run.sh
@@ -22,9 +22,14 @@ bench: ## what tcptide costs, beside nothing and other tools, as root, in a quar
 	@cargo build --locked --release --workspace
 	@$${CARGO_TARGET_DIR:-target}/release/bench $(or $(ARGS),overhead)
 
-docs: ## write the generated pages in docs/ anew
+reliability: ## whether the agent stands what may happen to it, as root, some six minutes; TCPTIDE_SECONDS=600 for longer
+	@cargo build --locked --release -p tcptide
+	@TCPTIDE=$$(realpath $${CARGO_TARGET_DIR:-target}/release/tcptide) \
+		cargo test --locked -p functional --test reliability -- --ignored --nocapture --test-threads=1
+
+docs: ## write the generated pages in docs/ and dashboards anew
 	@TCPTIDE_WRITE_DOCS=1 cargo test --quiet -p tcptide-model -p tcptide
-	@git status --short docs
+	@git status --short docs packaging
 
 fmt: ## format the Rust and the C
 	@cargo fmt --all

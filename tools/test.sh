@@ -45,7 +45,7 @@ check() {
     step "lints" cargo clippy "${built_as[@]}" --locked --workspace --all-targets -- -D warnings
     step "API documentation" env RUSTDOCFLAGS="-D warnings" cargo doc "${built_as[@]}" --locked --workspace --no-deps
     step "dependencies" tools/deny.sh
-    step "unit tests" cargo test "${built_as[@]}" --locked --no-fail-fast --workspace --lib --bins
+    step "unit tests" cargo test "${built_as[@]}" --locked --no-fail-fast --workspace --lib --bins --test dashboards
 }
 
 # Namespaces, containers, BPF: as root only.

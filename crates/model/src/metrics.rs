@@ -469,6 +469,10 @@ own! {
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []
         "Sockets that this scrape's walk looked at."
+    CPU_SECONDS "tcptide_process_cpu_seconds_total" Counter []
+        "CPU time of the agent's process; that of its BPF programs belongs to whom they interrupt."
+    RESIDENT_BYTES "tcptide_process_resident_memory_bytes" Gauge []
+        "Resident memory of the agent's process, with the buffers of events and rows that it has mapped; all else that its BPF maps hold is the kernel's."
 }
 
 /// `docs/metrics.md`.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,12 +11,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http;
-use crate::process::{Daemon, output_with_input, require, wait_until};
+use crate::process::{Daemon, output, output_with_input, require, wait_until};
 use crate::sweep::own_name;
 use crate::tcptide::free_port;
 
-/// The job's name in the scrape configuration.
-pub const JOB: &str = "story";
+/// The job's name in the scrape configuration: the one that the rules in `packaging/prometheus` expect.
+pub const JOB: &str = "tcptide";
 
 /// A running Prometheus. Ended on `Drop`.
 #[derive(Debug)]
@@ -30,11 +31,20 @@ impl Prometheus {
     /// Starts Prometheus on loopback, scraping `http://target/metrics` every second, and waits
     /// until it is ready.
     pub fn scraping(target: SocketAddr) -> Result<Self> {
-        Self::with(target, &[])
+        Self::start(target, &[], &[])
     }
 
     /// As [`scraping`](Self::scraping), with more command line arguments.
     pub fn with(target: SocketAddr, args: &[&str]) -> Result<Self> {
+        Self::start(target, &[], args)
+    }
+
+    /// As [`scraping`](Self::scraping), with files of rules, which are evaluated every second.
+    pub fn with_rules(target: SocketAddr, rules: &[&Path]) -> Result<Self> {
+        Self::start(target, rules, &[])
+    }
+
+    fn start(target: SocketAddr, rules: &[&Path], args: &[&str]) -> Result<Self> {
         let program = require("prometheus", "prometheus")?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("{}-", own_name("prometheus")))
@@ -42,8 +52,9 @@ impl Prometheus {
             .context("making a folder for Prometheus")?;
         let path = folder.path();
         let configuration = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
-             scrape_configs: [{{job_name: {JOB}, static_configs: [{{targets: ['{target}']}}]}}]\n"
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
+             rule_files: {rules:?}\n\
+             scrape_configs: [{{job_name: {JOB}, honor_labels: true, static_configs: [{{targets: ['{target}']}}]}}]\n"
         );
         fs::write(path.join("prometheus.yml"), configuration)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
@@ -90,6 +101,12 @@ impl Prometheus {
         Ok(result.first().and_then(number))
     }
 
+    /// A path of its API that answers with JSON.
+    pub fn json(&self, path: &str) -> Result<Value> {
+        let body = http::get(self.address, path)?.ok()?;
+        serde_json::from_str(&body).context("reading Prometheus's answer")
+    }
+
     /// Waits until the target has been scraped well once.
     pub fn wait_scraped(&self) -> Result<()> {
         wait_until("Prometheus to scrape the target", Duration::from_secs(20), || {
@@ -97,6 +114,12 @@ impl Prometheus {
             Ok((up == Some(1.0)).then_some(()))
         })
     }
+}
+
+/// Fails with what `promtool` says to these arguments, run in this folder.
+pub fn promtool(folder: &Path, args: &[&str]) -> Result<String> {
+    let program = require("promtool", "prometheus")?;
+    output(Command::new(program).args(args).current_dir(folder))
 }
 
 /// Fails with what `promtool check metrics` says against a metrics page.

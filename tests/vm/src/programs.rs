@@ -28,13 +28,16 @@ pub(crate) fn build() -> Result<Programs> {
         tests.push("--release");
     }
     let functional = cargo(&tests)?;
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../functional")).canonicalize()?;
     let program = |artifacts: &[Artifact], name: &str| {
         let found = artifacts.iter().find(|artifact| artifact.is("bin", name) && !artifact.profile.test);
         found
             .and_then(|artifact| artifact.executable.clone())
             .with_context(|| format!("cargo built no {name}"))
     };
-    let tests = functional.iter().filter(|artifact| artifact.is_of("test"));
+    let is_story =
+        |artifact: &&Artifact| artifact.is_of("test") && artifact.target.src_path.starts_with(&folder);
+    let tests = functional.iter().filter(is_story);
     Ok(Programs {
         tcptide: program(&released, "tcptide")?,
         bench: program(&released, "bench")?,
@@ -61,6 +64,7 @@ struct Artifact {
 struct Target {
     kind: Vec<String>,
     name: String,
+    src_path: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]

@@ -34,6 +34,8 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("edges", "edges_are_what_the_containers_counted", NO_PROMETHEUS),
     ("machines", "*", "no LXC and no systemd-nspawn in a guest"),
     ("runtimes", "no_name_breaks_the_text", NO_PROMETHEUS),
+    ("mixin", "*", NO_PROMETHEUS),
+    ("reliability", "*", "takes minutes: `make reliability`"),
     (
         "runtimes",
         "a_runtime_that_never_answers_costs_names_and_nothing_else",

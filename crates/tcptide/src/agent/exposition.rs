@@ -19,6 +19,7 @@ use super::{
     exemplars::{self, Slowest},
     family::{self, Buckets, Format, HistogramLines, LabelSet, Line},
     namespaces::NamespaceSample,
+    process::Usage,
     reconciliation::Sums,
     series::{Folded, Labels, Sample},
     text::{self, Value},
@@ -103,6 +104,7 @@ pub(crate) struct About {
     pub(crate) storage_failures: u64,
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
+    pub(crate) usage: Usage,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -455,6 +457,7 @@ fn of_itself(about: &About) -> Vec<Family> {
     });
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("kernel", about.kernel.clone())];
     let one = |value| vec![(Vec::new(), value)];
+    let resident = about.usage.resident.into_iter().map(|bytes| (Vec::new(), Value::Whole(bytes)));
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
@@ -477,6 +480,8 @@ fn of_itself(about: &About) -> Vec<Family> {
         (&metrics::UNATTRIBUTED, one(Value::Whole(about.unattributed))),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
+        (&metrics::CPU_SECONDS, one(Value::Real(about.usage.cpu.as_secs_f64()))),
+        (&metrics::RESIDENT_BYTES, resident.collect()),
     ]
     .into_iter()
     .map(family)
@@ -503,6 +508,7 @@ mod tests {
             storage_failures: 0,
             totals_failures: 0,
             unattributed: 0,
+            usage: Usage { cpu: Duration::from_millis(1500), resident: Some(4096) },
         }
     }
 
@@ -661,6 +667,11 @@ mod tests {
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(!text.contains("tcptide_program_measured"));
+        assert!(text.contains("tcptide_process_cpu_seconds_total 1.5\n"));
+        assert!(text.contains("tcptide_process_resident_memory_bytes 4096\n"));
+        let mut untold = self::about();
+        untold.usage.resident = None;
+        assert!(!openmetrics("web", &untold).contains("tcptide_process_resident"));
         assert!(text.contains("tcptide_program_status{program=\"rtt\",status=\"refused\"} 1"));
         assert!(text.contains("tcptide_connect_duration_seconds_count"));
     }

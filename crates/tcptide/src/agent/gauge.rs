@@ -27,6 +27,7 @@ use super::{
     exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Scrapes, Shape},
     family::Buckets,
     namespaces::Namespaces,
+    process::Usage,
     reconciliation::Reconciliation,
     series::{Room, Selection, Series, labels},
     strays::Accounts,
@@ -394,6 +395,7 @@ impl Worker {
             storage_failures: losses[record::loss::LOSS_STORAGE],
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
+            usage: Usage::now(),
         };
         let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
         let rest = Rest::new(&namespaces, &about);

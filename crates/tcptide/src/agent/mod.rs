@@ -11,6 +11,7 @@ mod history;
 mod http;
 mod ledger;
 mod namespaces;
+mod process;
 mod protobuf;
 mod reconciliation;
 mod series;
