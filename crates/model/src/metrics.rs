@@ -446,6 +446,10 @@ own! {
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []
         "Sockets that this scrape's walk looked at."
+    HTTP_CONNECTIONS "tcptide_http_connections" Gauge []
+        "Open connections to the agent itself, this scrape's too."
+    HTTP_REJECTED "tcptide_http_rejected_total" Counter ["reason"]
+        "Connections and requests to the agent that were turned away or cut off: connections (see --web.max-connections), read_timeout, write_timeout, idle_timeout (see the flags), head_size (more than 16 KiB or 64 headers), malformed, method (not GET or HEAD)."
 }
 
 /// `docs/metrics.md`.

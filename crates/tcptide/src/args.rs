@@ -9,7 +9,7 @@ use model::{
     filter::{CgroupRef, Filter, List, Pattern},
 };
 
-use crate::output::format::Format;
+use crate::{agent::Limits, output::format::Format};
 
 /// Per-container TCP monitoring for Linux with eBPF.
 #[derive(Debug, Parser)]
@@ -375,6 +375,19 @@ pub(crate) struct AgentArgs {
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
+    /// Most HTTP connections at a time; one more is turned away
+    #[arg(long = "web.max-connections", value_name = "NUMBER", default_value_t = 40,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+    /// How long a request may take to arrive, without its body, which nobody reads
+    #[arg(long = "web.read-timeout", value_name = "TIME", default_value = "10s", allow_hyphen_values = true, value_parser = duration)]
+    read_timeout: Duration,
+    /// How long an answer may take, from the request to the last byte sent
+    #[arg(long = "web.write-timeout", value_name = "TIME", default_value = "2m", allow_hyphen_values = true, value_parser = duration)]
+    write_timeout: Duration,
+    /// How long a connection may stay open with nothing asked
+    #[arg(long = "web.idle-timeout", value_name = "TIME", default_value = "2m", allow_hyphen_values = true, value_parser = duration)]
+    idle_timeout: Duration,
     /// How long the series of a removed container stay
     #[arg(long = "metrics.grace", value_name = "TIME", default_value = "5m", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) grace: Duration,
@@ -414,6 +427,18 @@ pub(crate) struct AgentArgs {
     pub(crate) program_stats: ProgramStats,
     #[command(flatten)]
     pub(crate) runtimes: RuntimeArgs,
+}
+
+impl AgentArgs {
+    /// What the HTTP server may use.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            connections: self.max_connections.into(),
+            read: self.read_timeout,
+            write: self.write_timeout,
+            idle: self.idle_timeout,
+        }
+    }
 }
 
 /// When run times are measured.

@@ -61,6 +61,9 @@ pub(crate) struct About {
     pub(crate) storage_failures: u64,
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
+    pub(crate) http_connections: u64,
+    /// By reason.
+    pub(crate) http_rejected: Vec<(&'static str, u64)>,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -328,6 +331,8 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::FOLDED, folded),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
+        (&metrics::HTTP_CONNECTIONS, one(Value::Whole(about.http_connections))),
+        (&metrics::HTTP_REJECTED, about.http_rejected.iter().map(|&(reason, n)| lost(reason, n)).collect()),
     ]
     .into_iter()
     .map(family)
@@ -356,6 +361,8 @@ mod tests {
             storage_failures: 0,
             totals_failures: 0,
             unattributed: 0,
+            http_connections: 1,
+            http_rejected: vec![("connections", 0)],
         }
     }
 

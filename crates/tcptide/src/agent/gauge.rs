@@ -26,6 +26,7 @@ use super::{
     reconciliation::Reconciliation,
     series::Series,
     strays::Accounts,
+    web::Traffic,
 };
 use crate::{
     args::AgentArgs,
@@ -57,7 +58,7 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     /// Loads and attaches the programs, in a thread of their own.
-    pub(crate) fn start(args: &AgentArgs) -> anyhow::Result<Self> {
+    pub(crate) fn start(args: &AgentArgs, traffic: Arc<Traffic>) -> anyhow::Result<Self> {
         let directory = directory(&args.runtimes)?;
         let options = Options {
             totals: true,
@@ -89,12 +90,14 @@ impl Gauge {
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces, edges) {
-                Ok(worker) => {
-                    let _ = ready.send(Ok(()));
-                    worker.run(&asked);
+            .spawn(move || {
+                match Worker::start(&options, interval, directory, series, namespaces, edges, traffic) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
@@ -120,6 +123,7 @@ struct Worker {
     edges: Option<Edges>,
     names: Names,
     kernel: String,
+    traffic: Arc<Traffic>,
 }
 
 impl Worker {
@@ -130,6 +134,7 @@ impl Worker {
         series: Series,
         namespaces: Namespaces,
         edges: Option<Edges>,
+        traffic: Arc<Traffic>,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -137,8 +142,18 @@ impl Worker {
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
         let names = Names::start(&directory);
-        let mut worker =
-            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
+        let mut worker = Self {
+            monitor,
+            directory,
+            series,
+            namespaces,
+            strays,
+            reconciliation,
+            edges,
+            names,
+            kernel,
+            traffic,
+        };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
             worker.walk()?;
@@ -243,6 +258,8 @@ impl Worker {
             storage_failures: losses[record::loss::LOSS_STORAGE],
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
+            http_connections: self.traffic.connections(),
+            http_rejected: self.traffic.rejected(),
         };
         Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
     }

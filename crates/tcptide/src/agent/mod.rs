@@ -9,12 +9,14 @@ mod reconciliation;
 mod series;
 mod strays;
 mod text;
+mod web;
 
-use std::net::TcpListener;
+use std::{net::TcpListener, sync::Arc};
 
 use anyhow::Context as _;
 use probe::check_privileges;
 
+pub(crate) use self::web::Limits;
 use crate::{args::AgentArgs, output::say, session::without};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
@@ -25,7 +27,8 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if let Some(text) = without(&check_privileges()?) {
         say!("{text}");
     }
-    let gauge = gauge::Gauge::start(args)?;
+    let traffic = Arc::new(web::Traffic::default());
+    let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
     say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
-    http::serve(listener, gauge)
+    web::serve(listener, http::router(gauge), args.limits(), traffic)
 }

@@ -1,0 +1,191 @@
+//! The agent's HTTP server: whom it turns away, and when it has enough.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use functional::process::wait_until;
+use functional::tcptide::{Agent, Tcptide};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn agent(args: &[&str]) -> Agent {
+    Tcptide::find().unwrap().agent(args).unwrap()
+}
+
+/// A connection on which `request` was said.
+fn said(agent: &Agent, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(agent.address()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+/// All that comes until the other side ends the connection.
+fn answer(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&bytes)),
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// An answer on a connection that stays open: the head, and as much of a body as it says.
+fn one_answer(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let mut byte = [0];
+    while !text.ends_with("\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        text.push(byte[0].into());
+    }
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    text + &String::from_utf8(body).unwrap()
+}
+
+fn rejected(agent: &Agent, reason: &str) -> u64 {
+    agent.scrape().unwrap().sum("tcptide_http_rejected_total", &[("reason", reason)]).unwrap() as u64
+}
+
+#[test]
+fn what_is_no_plain_request_is_refused_and_counted() {
+    let agent = agent(&[]);
+    for reason in ["method", "head_size", "malformed"] {
+        assert_eq!(rejected(&agent, reason), 0);
+    }
+    for method in ["POST", "DELETE", "OPTIONS", "TRACE", "BREW"] {
+        for path in ["/metrics", "/nothing/here"] {
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let text = answer(said(&agent, &request));
+            assert!(text.starts_with("HTTP/1.1 405 "), "{method}: {text}");
+            assert!(text.contains("allow: GET, HEAD\r\n"), "{method}: {text}");
+        }
+    }
+    assert_eq!(rejected(&agent, "method"), 10);
+    let head = answer(said(&agent, "HEAD /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+
+    let long = "x".repeat(20 << 10);
+    let many: String = (0..65).map(|i| format!("X-{i}: y\r\n")).collect();
+    for request in [
+        format!("GET /metrics HTTP/1.1\r\nX: {long}\r\n\r\n"),
+        format!("GET /{long} HTTP/1.1\r\n\r\n"),
+        format!("GET /metrics HTTP/1.1\r\n{many}\r\n"),
+    ] {
+        let text = answer(said(&agent, &request));
+        assert!(text.starts_with("HTTP/1.1 431 ") || text.starts_with("HTTP/1.1 414 "), "{text}");
+    }
+    assert_eq!(rejected(&agent, "head_size"), 3);
+    // As many headers as may be.
+    let most: String = (0..62).map(|i| format!("X-{i}: y\r\n")).collect();
+    let request = format!("GET /-/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{most}\r\n");
+    assert!(answer(said(&agent, &request)).starts_with("HTTP/1.1 200 "));
+
+    for request in ["nonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\x16\x03\x01\x02\0\x01\0\x01"] {
+        let text = answer(said(&agent, request));
+        assert!(text.starts_with("HTTP/1.1 400 "), "{request:?}: {text}");
+    }
+    assert_eq!(rejected(&agent, "malformed"), 3);
+}
+
+#[test]
+fn who_dawdles_is_cut_off_while_others_are_answered() {
+    let agent = agent(&["--web.read-timeout", "1s", "--web.idle-timeout", "2s"]);
+    // A byte now and then is no request.
+    let mut slow = said(&agent, "GET /metrics HTTP/1.1\r\n");
+    let began = Instant::now();
+    let feeding = thread::spawn({
+        let mut slow = slow.try_clone().unwrap();
+        move || {
+            while slow.write_all(b"X: y\r\n").is_ok() && began.elapsed() < SOON {
+                thread::sleep(Duration::from_millis(50));
+            }
+            began.elapsed()
+        }
+    });
+    let mut text = String::new();
+    slow.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 408 ") && text.contains("in time"), "{text}");
+    assert!((1.0..4.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    drop(slow);
+    assert!(feeding.join().unwrap() < SOON);
+    // Nor is silence.
+    let began = Instant::now();
+    assert!(answer(said(&agent, "")).starts_with("HTTP/1.1 408 "));
+    assert!((0.9..4.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    assert_eq!(rejected(&agent, "read_timeout"), 2);
+
+    // A second request may be as late as the idle time allows, and then takes no longer than the first.
+    let request = "GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut kept = said(&agent, request);
+    one_answer(&mut kept);
+    thread::sleep(Duration::from_millis(1500));
+    kept.write_all(request.as_bytes()).unwrap();
+    assert!(one_answer(&mut kept).starts_with("HTTP/1.1 200 "));
+    let began = Instant::now();
+    kept.write_all(b"GET").unwrap();
+    assert!(answer(kept).starts_with("HTTP/1.1 408 "));
+    assert!((0.9..1.9).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    assert_eq!(rejected(&agent, "idle_timeout"), 0);
+
+    let mut idle = said(&agent, request);
+    one_answer(&mut idle);
+    let began = Instant::now();
+    assert_eq!(answer(idle), "");
+    assert!((1.9..5.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    assert_eq!(rejected(&agent, "idle_timeout"), 1);
+}
+
+#[test]
+fn who_does_not_read_the_answer_is_cut_off() {
+    let agent = agent(&["--web.write-timeout", "1s"]);
+    // More than both ends' buffers hold, asked for at a go and never read.
+    let size = agent.metrics().unwrap().len();
+    let requests = (64 << 20) / size;
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut stream = TcpStream::connect(agent.address()).unwrap();
+    stream.set_write_timeout(Some(SOON)).unwrap();
+    let began = Instant::now();
+    for _ in 0..requests {
+        if stream.write_all(request.as_bytes()).is_err() {
+            break;
+        }
+    }
+    wait_until("the agent to give up", SOON, || Ok((rejected(&agent, "write_timeout") == 1).then_some(())))
+        .unwrap();
+    assert!(began.elapsed() > Duration::from_secs(1));
+    wait_until("the connection to be gone", SOON, || {
+        Ok((agent.scrape()?.sum("tcptide_http_connections", &[]) == Some(1.0)).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn no_more_connections_than_allowed() {
+    let agent = agent(&["--web.max-connections", "3"]);
+    let request = "GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut held: Vec<_> = (0..2).map(|_| said(&agent, request)).collect();
+    held.iter_mut().for_each(|stream| assert!(one_answer(stream).starts_with("HTTP/1.1 200 ")));
+    assert_eq!(agent.scrape().unwrap().sum("tcptide_http_connections", &[]), Some(3.0));
+    let mut third = said(&agent, request);
+    one_answer(&mut third);
+    for _ in 0..20 {
+        let text = answer(said(&agent, request));
+        assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("--web.max-connections"), "{text}");
+    }
+    // Those who have a place keep it, and one that is given up is another's.
+    third.write_all(request.as_bytes()).unwrap();
+    assert!(one_answer(&mut third).starts_with("HTTP/1.1 200 "));
+    drop(third);
+    wait_until("the place to be free", SOON, || {
+        Ok(agent.get("/-/ready").is_ok_and(|answer| answer.status == 200).then_some(()))
+    })
+    .unwrap();
+    assert!(rejected(&agent, "connections") >= 20);
+}
