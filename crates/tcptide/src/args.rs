@@ -157,6 +157,14 @@ pub(crate) struct RuntimeArgs {
     pub(crate) node: Option<String>,
 }
 
+impl RuntimeArgs {
+    /// Whether sockets are named, here or in the environment, beside those that are usual.
+    pub(crate) fn are_named(&self) -> bool {
+        let variables = ["DOCKER_HOST", "CONTAINER_RUNTIME_ENDPOINT", "XDG_RUNTIME_DIR"];
+        !self.sockets.is_empty() || variables.into_iter().any(|name| std::env::var_os(name).is_some())
+    }
+}
+
 /// How long a stream runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StreamArgs {

@@ -9,6 +9,7 @@ mod namespaces;
 mod output;
 mod owners;
 mod peers;
+mod privileges;
 mod reconcile;
 mod session;
 

@@ -17,6 +17,7 @@ use model::{
     record::{self, Strays},
 };
 use probe::{Monitor, Options, Walk};
+use rustix::thread::CapabilitySet;
 use tokio::sync::oneshot;
 
 use super::{
@@ -29,11 +30,11 @@ use super::{
     web::Traffic,
 };
 use crate::{
-    args::AgentArgs,
+    args::{AgentArgs, RuntimeArgs},
     identity::Directory,
     names::Names,
     namespaces::ALL,
-    reconcile,
+    privileges, reconcile,
     session::{LIFE_EVENTS, ROWS, directory, dns_root, owner, take_cgroup_events},
 };
 
@@ -59,6 +60,56 @@ pub(crate) struct Gauge {
 impl Gauge {
     /// Loads and attaches the programs, in a thread of their own.
     pub(crate) fn start(args: &AgentArgs, traffic: Arc<Traffic>) -> anyhow::Result<Self> {
+        let (scrapes, asked) = channel();
+        let (give, given) = channel();
+        let (ready, started) = channel();
+        thread::Builder::new()
+            .name("gauge".to_owned())
+            .spawn(move || {
+                let Ok(start) = given.recv() else { return };
+                match Worker::start(start) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            })
+            .context("cannot start the gauge's thread")?;
+        // That thread has all that there is. This one does without from here on, and so do those that ask for names.
+        privileges::keep(for_names(&args.runtimes))?;
+        give.send(Start::new(args, traffic)?).ok().context("the gauge's thread has not started")?;
+        started.recv().context("the gauge's thread ended while it started")??;
+        Ok(Self { scrapes })
+    }
+
+    /// The metrics as of now.
+    pub(crate) async fn scrape(&self) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the gauge's thread has ended".to_owned();
+        self.scrapes.send(answer).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+/// What asking the container runtimes takes.
+fn for_names(runtimes: &RuntimeArgs) -> CapabilitySet {
+    if runtimes.are_named() { privileges::OF_NAMED_SOCKETS.0 } else { CapabilitySet::empty() }
+}
+
+/// What the thread needs to start.
+struct Start {
+    options: Options,
+    interval: Option<Duration>,
+    directory: Directory,
+    series: Series,
+    namespaces: Namespaces,
+    edges: Option<Edges>,
+    traffic: Arc<Traffic>,
+}
+
+impl Start {
+    fn new(args: &AgentArgs, traffic: Arc<Traffic>) -> anyhow::Result<Self> {
         let directory = directory(&args.runtimes)?;
         let options = Options {
             totals: true,
@@ -86,30 +137,7 @@ impl Gauge {
         let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
         let series = Series::new(args.grace);
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        let (scrapes, asked) = channel();
-        let (ready, started) = channel();
-        thread::Builder::new()
-            .name("gauge".to_owned())
-            .spawn(move || {
-                match Worker::start(&options, interval, directory, series, namespaces, edges, traffic) {
-                    Ok(worker) => {
-                        let _ = ready.send(Ok(()));
-                        worker.run(&asked);
-                    }
-                    Err(error) => drop(ready.send(Err(error))),
-                }
-            })
-            .context("cannot start the gauge's thread")?;
-        started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { scrapes })
-    }
-
-    /// The metrics as of now.
-    pub(crate) async fn scrape(&self) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        let gone = || "the gauge's thread has ended".to_owned();
-        self.scrapes.send(answer).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        Ok(Self { options, interval, directory, series, namespaces, edges, traffic })
     }
 }
 
@@ -127,16 +155,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(
-        options: &Options,
-        interval: Option<Duration>,
-        directory: Directory,
-        series: Series,
-        namespaces: Namespaces,
-        edges: Option<Edges>,
-        traffic: Arc<Traffic>,
-    ) -> anyhow::Result<Self> {
-        let mut monitor = Monitor::start(options)?;
+    fn start(start: Start) -> anyhow::Result<Self> {
+        let Start { options, interval, directory, series, namespaces, edges, traffic } = start;
+        let mut monitor = Monitor::start(&options)?;
+        privileges::keep(privileges::of_programs())?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;

@@ -15,9 +15,10 @@ use std::{net::TcpListener, sync::Arc};
 
 use anyhow::Context as _;
 use probe::check_privileges;
+use rustix::thread::CapabilitySet;
 
 pub(crate) use self::web::Limits;
-use crate::{args::AgentArgs, output::say, session::without};
+use crate::{args::AgentArgs, output::say, privileges, session::without};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     // Before anything is loaded: these are the usual mistakes.
@@ -29,6 +30,7 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     }
     let traffic = Arc::new(web::Traffic::default());
     let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
+    privileges::keep(CapabilitySet::empty())?;
     say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
     web::serve(listener, http::router(gauge), args.limits(), traffic)
 }

@@ -15,6 +15,7 @@ use crate::{
         table::{Cell, Column, Table},
         writer::{Output, Screen},
     },
+    privileges::{OF_NAMED_SOCKETS, OF_PROGRAMS},
     session::{self, directory, owner},
 };
 
@@ -81,6 +82,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             Some(text) => Err(text),
         }),
     );
+    found("agent", Ok(kept(args.output.runtimes.are_named())));
     let directory = directory(&args.output.runtimes)?;
     found("cgroups", cgroups(directory.layout()));
     directory.settle(Duration::from_secs(2));
@@ -117,6 +119,13 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         bail!("this host cannot be monitored: see above");
     }
     Ok(())
+}
+
+/// What `tcptide agent` keeps.
+fn kept(names_sockets: bool) -> String {
+    let all = OF_PROGRAMS.iter().chain(names_sockets.then_some(&OF_NAMED_SOCKETS));
+    let all: Vec<_> = all.map(|(_, capability)| capability.to_string()).collect();
+    format!("gives up all capabilities once it is attached, but {}", all.join(", "))
 }
 
 fn cgroups(layout: &CgroupLayout) -> Result<String, String> {
