@@ -33,6 +33,8 @@ program ps          procps          procps-ng                     procps-ng proc
 program bpftool     bpftool         bpftool                       bpf       bpftool          bpftool
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
 program python3     python3-minimal python3                       python    python3          python3
+program curl        curl            curl                          curl      curl             curl
+program openssl     openssl         openssl                       openssl   openssl          openssl
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
 program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark

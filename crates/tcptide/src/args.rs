@@ -383,6 +383,9 @@ pub(crate) struct AgentArgs {
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
+    /// TLS, users and headers, in the format of Prometheus' exporter-toolkit: docs/security.md tells more
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    pub(crate) web_config: Option<PathBuf>,
     /// Most HTTP connections at a time; one more is turned away
     #[arg(long = "web.max-connections", value_name = "NUMBER", default_value_t = 40,
           value_parser = clap::value_parser!(u16).range(1..))]

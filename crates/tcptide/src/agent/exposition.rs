@@ -64,6 +64,8 @@ pub(crate) struct About {
     pub(crate) http_connections: u64,
     /// By reason.
     pub(crate) http_rejected: Vec<(&'static str, u64)>,
+    /// Whether the web configuration is the one that its files have, if there is one.
+    pub(crate) web_config: Option<bool>,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -333,6 +335,14 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
         (&metrics::HTTP_CONNECTIONS, one(Value::Whole(about.http_connections))),
         (&metrics::HTTP_REJECTED, about.http_rejected.iter().map(|&(reason, n)| lost(reason, n)).collect()),
+        (
+            &metrics::WEB_CONFIG,
+            about
+                .web_config
+                .map(|good| (Vec::new(), Value::Real(f64::from(u8::from(good)))))
+                .into_iter()
+                .collect(),
+        ),
     ]
     .into_iter()
     .map(family)
@@ -363,6 +373,7 @@ mod tests {
             unattributed: 0,
             http_connections: 1,
             http_rejected: vec![("connections", 0)],
+            web_config: None,
         }
     }
 

@@ -282,6 +282,7 @@ impl Worker {
             unattributed: losses[record::loss::LOSS_OWNER],
             http_connections: self.traffic.connections(),
             http_rejected: self.traffic.rejected(),
+            web_config: self.traffic.is_configured(),
         };
         Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
     }

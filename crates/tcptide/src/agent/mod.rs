@@ -11,9 +11,9 @@ mod strays;
 mod text;
 mod web;
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, sync::Arc, thread};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use probe::check_privileges;
 use rustix::thread::CapabilitySet;
 
@@ -25,12 +25,20 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
     })?;
+    // As it is read later: without capabilities.
+    let live = thread::scope(|scope| {
+        let start = || {
+            privileges::keep(CapabilitySet::empty())?;
+            web::Live::start(args.web_config.as_deref())
+        };
+        scope.spawn(start).join().unwrap_or_else(|_| bail!("cannot read the web configuration"))
+    })?;
     if let Some(text) = without(&check_privileges()?) {
         say!("{text}");
     }
     let traffic = Arc::new(web::Traffic::default());
     let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
     privileges::keep(CapabilitySet::empty())?;
-    say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
-    web::serve(listener, http::router(gauge), args.limits(), traffic)
+    say!("attached, serving {}://{}/metrics", live.scheme(), listener.local_addr().unwrap_or(args.listen));
+    web::serve(listener, http::router(gauge), args.limits(), traffic, live)
 }

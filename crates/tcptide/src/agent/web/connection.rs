@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Method, Request, Response, StatusCode, header},
+    http::{Method, Request, Response, StatusCode, header},
     response::IntoResponse as _,
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -16,12 +16,15 @@ use tokio::{
     sync::watch,
     time::{sleep_until, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use super::{
     Limits,
+    live::{Live, Loaded},
     phase::{Phase, Watched},
     traffic::{Reason, Traffic},
+    users::Gate,
 };
 
 /// Bytes that a request's line and headers may have together.
@@ -36,11 +39,26 @@ pub(super) struct Shared {
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) live: Live,
+    pub(super) gate: Gate,
+}
+
+/// The same, with TLS first where that is spoken.
+pub(super) async fn begin(stream: TcpStream, shared: &Arc<Shared>, ending: watch::Receiver<()>) {
+    let Some(tls) = shared.config().tls.clone() else { return serve(stream, shared, ending).await };
+    match timeout(shared.limits.read, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, shared, ending).await,
+        Ok(Err(error)) => {
+            tracing::debug!("no TLS: {error}");
+            shared.traffic.reject(Reason::Tls);
+        }
+        Err(_) => shared.traffic.reject(Reason::ReadTimeout),
+    }
 }
 
 /// Answers what is asked until either side ends it, or a limit does. Once `ending` changes, what is being answered is
 /// answered, and nothing more.
-pub(super) async fn serve<S>(stream: S, shared: &Arc<Shared>, mut ending: watch::Receiver<()>)
+async fn serve<S>(stream: S, shared: &Arc<Shared>, mut ending: watch::Receiver<()>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -89,16 +107,37 @@ where
 }
 
 impl Shared {
+    /// The web configuration as of now.
+    pub(super) fn config(&self) -> Arc<Loaded> {
+        let (loaded, as_written) = self.live.now();
+        if self.live.has_file() {
+            self.traffic.configured(as_written);
+        }
+        loaded
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        if ![Method::GET, Method::HEAD].contains(request.method()) {
-            self.traffic.reject(Reason::Method);
-            let allowed = HeaderValue::from_static("GET, HEAD");
-            return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, allowed)]).into_response();
-        }
-        match self.router.clone().oneshot(request.map(Body::new)).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+        let config = self.config();
+        let refused = match &config.users {
+            Some(users) if !self.gate.admits(users, request.headers()).await => {
+                self.traffic.reject(Reason::Unauthorized);
+                Some((StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, "Basic realm=\"tcptide\""))
+            }
+            _ if ![Method::GET, Method::HEAD].contains(request.method()) => {
+                self.traffic.reject(Reason::Method);
+                Some((StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "GET, HEAD"))
+            }
+            _ => None,
+        };
+        let mut response = match refused {
+            Some((status, name, value)) => (status, [(name, value)]).into_response(),
+            None => match self.router.clone().oneshot(request.map(Body::new)).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+        };
+        response.headers_mut().extend(config.headers.clone());
+        response
     }
 }
 

@@ -1,9 +1,13 @@
 //! The HTTP server: how many may ask at once, how much they may say, and how long they may take. What they are answered is the
 //! router's matter.
 
+mod config;
 mod connection;
+mod live;
 mod phase;
+mod tls;
 mod traffic;
+mod users;
 
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
@@ -17,8 +21,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub(crate) use self::traffic::Traffic;
-use self::{connection::Shared, traffic::Reason};
+use self::{connection::Shared, traffic::Reason, users::Gate};
+pub(crate) use self::{live::Live, traffic::Traffic};
 
 /// How long an answer may take that is under way at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -44,7 +48,9 @@ pub(crate) fn serve(
     router: Router,
     limits: Limits,
     traffic: Arc<Traffic>,
+    live: Live,
 ) -> anyhow::Result<()> {
+    let gate = Gate::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -55,7 +61,7 @@ pub(crate) fn serve(
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let mut server = Server::new(router, limits, traffic);
+        let mut server = Server::new(Shared { router, limits, traffic, live, gate });
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -94,20 +100,23 @@ struct Server {
 }
 
 impl Server {
-    fn new(router: Router, limits: Limits, traffic: Arc<Traffic>) -> Self {
+    fn new(shared: Shared) -> Self {
         Self {
             connections: JoinSet::new(),
-            room: Arc::new(Semaphore::new(limits.connections)),
-            hall: Arc::new(Semaphore::new(limits.connections)),
+            room: Arc::new(Semaphore::new(shared.limits.connections)),
+            hall: Arc::new(Semaphore::new(shared.limits.connections)),
             ending: watch::Sender::new(()),
-            shared: Arc::new(Shared { router, limits, traffic }),
+            shared: Arc::new(shared),
         }
     }
 
     fn take(&mut self, stream: TcpStream) {
         let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
             self.shared.traffic.reject(Reason::Connections);
-            if let Ok(place) = Arc::clone(&self.hall).try_acquire_owned() {
+            // Who expects TLS would not understand.
+            if self.shared.config().tls.is_none()
+                && let Ok(place) = Arc::clone(&self.hall).try_acquire_owned()
+            {
                 self.connections.spawn(async move {
                     connection::turn_away(stream).await;
                     drop(place);
@@ -120,7 +129,7 @@ impl Server {
         let (shared, ending) = (Arc::clone(&self.shared), self.ending.subscribe());
         self.connections.spawn(async move {
             let open = shared.traffic.open();
-            connection::serve(stream, &shared, ending).await;
+            connection::begin(stream, &shared, ending).await;
             drop((open, place));
         });
     }

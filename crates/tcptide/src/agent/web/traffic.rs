@@ -1,7 +1,7 @@
 //! How many connections the HTTP server has, and what it turned away.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -22,10 +22,14 @@ pub(crate) enum Reason {
     WriteTimeout,
     /// Nothing was asked for too long.
     IdleTimeout,
+    /// TLS could not be agreed upon: versions, ciphers, or the client's certificate.
+    Tls,
+    /// A name or a password is missing or wrong.
+    Unauthorized,
 }
 
 impl Reason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Connections,
         Self::ReadTimeout,
         Self::HeadSize,
@@ -33,6 +37,8 @@ impl Reason {
         Self::Method,
         Self::WriteTimeout,
         Self::IdleTimeout,
+        Self::Tls,
+        Self::Unauthorized,
     ];
 
     /// As a label's value.
@@ -45,6 +51,8 @@ impl Reason {
             Self::Method => "method",
             Self::WriteTimeout => "write_timeout",
             Self::IdleTimeout => "idle_timeout",
+            Self::Tls => "tls",
+            Self::Unauthorized => "unauthorized",
         }
     }
 }
@@ -54,6 +62,8 @@ impl Reason {
 pub(crate) struct Traffic {
     open: AtomicU64,
     rejected: [AtomicU64; Reason::ALL.len()],
+    /// Whether the web configuration is the one that its files have.
+    configured: Mutex<Option<bool>>,
 }
 
 impl Traffic {
@@ -65,6 +75,15 @@ impl Traffic {
     pub(super) fn open(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Relaxed);
         Open(Arc::clone(self))
+    }
+
+    pub(super) fn configured(&self, as_written: bool) {
+        *self.configured.lock().unwrap_or_else(PoisonError::into_inner) = Some(as_written);
+    }
+
+    /// Whether the last version of the web configuration is in use; none without one.
+    pub(crate) fn is_configured(&self) -> Option<bool> {
+        *self.configured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections that are open now.
