@@ -12,6 +12,8 @@ use rustix::{
     },
 };
 
+use crate::args::RuntimeArgs;
+
 /// What the thread that owns the programs keeps once they are attached, as far as it has got it.
 pub(crate) const OF_PROGRAMS: &[(CapabilitySet, Capability)] = &[
     (
@@ -38,7 +40,7 @@ pub(crate) const OF_PROGRAMS: &[(CapabilitySet, Capability)] = &[
 ];
 
 /// What the threads keep that talk to container runtimes, if sockets were named: those may be another user's.
-pub(crate) const OF_NAMED_SOCKETS: (CapabilitySet, Capability) = (
+const OF_NAMED_SOCKETS: (CapabilitySet, Capability) = (
     CapabilitySet::DAC_OVERRIDE,
     Capability {
         name: "CAP_DAC_OVERRIDE",
@@ -46,12 +48,27 @@ pub(crate) const OF_NAMED_SOCKETS: (CapabilitySet, Capability) = (
     },
 );
 
+/// What they keep with a kubeconfig, for the same reason: it and what it names is read again later.
+const OF_KUBECONFIG: (CapabilitySet, Capability) = (
+    CapabilitySet::DAC_READ_SEARCH,
+    Capability {
+        name: "CAP_DAC_READ_SEARCH",
+        purpose: "read what a kubeconfig names, which may be another user's",
+    },
+);
+
+/// What asking for names takes.
+pub(crate) fn of_names(runtimes: &RuntimeArgs) -> impl Iterator<Item = &'static (CapabilitySet, Capability)> {
+    let sockets = runtimes.are_named().then_some(&OF_NAMED_SOCKETS);
+    sockets.into_iter().chain(runtimes.kubeconfig.is_some().then_some(&OF_KUBECONFIG))
+}
+
 /// For reading what other users' processes show in `/proc`.
 pub(crate) const OF_FILES: CapabilitySet = CapabilitySet::SYS_PTRACE;
 
-/// All of [`OF_PROGRAMS`].
-pub(crate) fn of_programs() -> CapabilitySet {
-    OF_PROGRAMS.iter().fold(CapabilitySet::empty(), |all, (one, _)| all | *one)
+/// All of these.
+pub(crate) fn set<'a>(of: impl IntoIterator<Item = &'a (CapabilitySet, Capability)>) -> CapabilitySet {
+    of.into_iter().fold(CapabilitySet::empty(), |all, (one, _)| all | *one)
 }
 
 /// Gives up every capability of the calling thread but these, in all five sets, and for good: programs that it would execute

@@ -545,7 +545,8 @@ fn a_web_configuration_that_is_no_good_ends_the_start() {
     );
     let (agent, at) = agent_with(&pki.write("web.yml", &inline));
     assert!(pki.curl(at, "ca", None, &["--curves", "P-384:P-256"]).unwrap().starts_with("HTTP/1.1 200 "));
-    for more in [["--curves", "X25519:P-256"], ["--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256"], ["--tlsv1.3", "-s"]]
+    for more in
+        [["--curves", "X25519:P-256"], ["--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256"], ["--tlsv1.3", "-s"]]
     {
         assert!(pki.curl(at, "ca", None, &more).is_err(), "{more:?}");
     }

@@ -17,7 +17,6 @@ use model::{
     record::{self, Strays},
 };
 use probe::{Monitor, Options, Walk};
-use rustix::thread::CapabilitySet;
 use tokio::sync::oneshot;
 
 use super::{
@@ -30,7 +29,7 @@ use super::{
     web::Traffic,
 };
 use crate::{
-    args::{AgentArgs, RuntimeArgs},
+    args::AgentArgs,
     identity::Directory,
     names::Names,
     namespaces::ALL,
@@ -77,7 +76,7 @@ impl Gauge {
             })
             .context("cannot start the gauge's thread")?;
         // That thread has all that there is. This one does without from here on, and so do those that ask for names.
-        privileges::keep(for_names(&args.runtimes))?;
+        privileges::keep(privileges::set(privileges::of_names(&args.runtimes)))?;
         give.send(Start::new(args, traffic)?).ok().context("the gauge's thread has not started")?;
         started.recv().context("the gauge's thread ended while it started")??;
         Ok(Self { scrapes })
@@ -90,11 +89,6 @@ impl Gauge {
         self.scrapes.send(answer).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
-}
-
-/// What asking the container runtimes takes.
-fn for_names(runtimes: &RuntimeArgs) -> CapabilitySet {
-    if runtimes.are_named() { privileges::OF_NAMED_SOCKETS.0 } else { CapabilitySet::empty() }
 }
 
 /// What the thread needs to start.
@@ -158,7 +152,7 @@ impl Worker {
     fn start(start: Start) -> anyhow::Result<Self> {
         let Start { options, interval, directory, series, namespaces, edges, traffic } = start;
         let mut monitor = Monitor::start(&options)?;
-        privileges::keep(privileges::of_programs())?;
+        privileges::keep(privileges::set(privileges::OF_PROGRAMS))?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::{kubernetes, reconcile, runtime};
 use crate::{
-    args::DoctorArgs,
+    args::{DoctorArgs, RuntimeArgs},
     output::{
         style::Role,
         table::{Cell, Column, Table},
         writer::{Output, Screen},
     },
-    privileges::{OF_NAMED_SOCKETS, OF_PROGRAMS},
+    privileges::{OF_PROGRAMS, of_names},
     session::{self, directory, owner},
 };
 
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             Some(text) => Err(text),
         }),
     );
-    found("agent", Ok(kept(args.output.runtimes.are_named())));
+    found("agent", Ok(kept(&args.output.runtimes)));
     let directory = directory(&args.output.runtimes)?;
     found("cgroups", cgroups(directory.layout()));
     directory.settle(Duration::from_secs(2));
@@ -122,8 +122,8 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 /// What `tcptide agent` keeps.
-fn kept(names_sockets: bool) -> String {
-    let all = OF_PROGRAMS.iter().chain(names_sockets.then_some(&OF_NAMED_SOCKETS));
+fn kept(runtimes: &RuntimeArgs) -> String {
+    let all = OF_PROGRAMS.iter().chain(of_names(runtimes));
     let all: Vec<_> = all.map(|(_, capability)| capability.to_string()).collect();
     format!("gives up all capabilities once it is attached, but {}", all.join(", "))
 }

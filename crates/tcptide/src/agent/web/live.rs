@@ -2,14 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use axum::http::HeaderMap;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -20,6 +20,8 @@ use super::{
 
 /// The longest file.
 const LONGEST: u64 = 1 << 20;
+/// What root may forget.
+const OWN: &str = "it is read without capabilities, and so has to be readable to the agent's user as its owner, group or other";
 /// What was changed less than so long ago may change again without a sign of it.
 const UNSETTLED: Duration = Duration::from_secs(1);
 
@@ -153,6 +155,10 @@ fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| match error.kind() {
+            ErrorKind::PermissionDenied => anyhow!(error).context(OWN),
+            _ => error.into(),
+        })
         .with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(bytes.len() as u64 <= LONGEST, "{} is longer than a MiB", path.display());
     Ok(bytes)

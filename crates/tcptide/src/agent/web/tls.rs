@@ -139,7 +139,7 @@ fn verifier(
 ) -> anyhow::Result<Option<Arc<dyn ClientCertVerifier>>> {
     let asked = settings.client_auth_type;
     let any = |mandatory| Arc::new(Anybody { mandatory, provider: Arc::clone(provider) });
-    let verified = |client_ca: Option<(String, Vec<u8>)>| {
+    let trusting = |client_ca: Option<(String, Vec<u8>)>| {
         let (name, pem) = client_ca
             .with_context(|| format!("client_ca_file: missing; client_auth_type {asked:?} needs it"))?;
         let mut roots = RootCertStore::empty();
@@ -158,8 +158,8 @@ fn verifier(
         }
         ClientAuth::RequestClientCert => any(false),
         ClientAuth::RequireAnyClientCert => any(true),
-        ClientAuth::VerifyClientCertIfGiven => verified(client_ca)?.allow_unauthenticated().build()?,
-        ClientAuth::RequireAndVerifyClientCert => verified(client_ca)?.build()?,
+        ClientAuth::VerifyClientCertIfGiven => trusting(client_ca)?.allow_unauthenticated().build()?,
+        ClientAuth::RequireAndVerifyClientCert => trusting(client_ca)?.build()?,
     };
     let allowed = settings.client_allowed_sans.clone();
     Ok(Some(if allowed.is_empty() { verifier } else { Arc::new(Named { verifier, allowed }) }))
