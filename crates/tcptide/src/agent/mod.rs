@@ -2,6 +2,8 @@
 
 mod edges;
 mod exposition;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gauge;
 mod http;
 mod namespaces;

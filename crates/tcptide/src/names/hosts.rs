@@ -202,7 +202,7 @@ fn process_in(folder: &Path, depth: usize) -> Option<u32> {
 }
 
 /// The first name of each address, in the order of the file: hosts(5).
-fn parse(text: &str) -> Entries {
+pub(super) fn parse(text: &str) -> Entries {
     let mut entries = Entries::new();
     for line in text.lines() {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();

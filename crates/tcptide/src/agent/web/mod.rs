@@ -3,6 +3,8 @@
 
 mod config;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod live;
 mod phase;
 mod tls;

@@ -270,7 +270,7 @@ impl ClientCertVerifier for Named {
 }
 
 /// A certificate's alternative names, as they are written in a configuration.
-fn names(cert: &CertificateDer<'_>) -> Result<Vec<String>, x509_cert::der::Error> {
+pub(super) fn names(cert: &CertificateDer<'_>) -> Result<Vec<String>, x509_cert::der::Error> {
     let cert = Certificate::from_der(cert)?;
     let Some((_, SubjectAltName(names))) = cert.tbs_certificate().get_extension::<SubjectAltName>()? else {
         return Ok(Vec::new());

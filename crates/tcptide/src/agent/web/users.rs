@@ -103,7 +103,7 @@ impl Gate {
 }
 
 /// The name and the password in a header's value: RFC 7617.
-fn basic(value: &[u8]) -> Option<(String, Vec<u8>)> {
+pub(super) fn basic(value: &[u8]) -> Option<(String, Vec<u8>)> {
     let space = value.iter().position(|&byte| byte == b' ')?;
     let (scheme, rest) = value.split_at(space);
     if !scheme.eq_ignore_ascii_case(b"basic") {

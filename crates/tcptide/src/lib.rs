@@ -1,8 +1,12 @@
 //! tcptide: per-container TCP monitoring for Linux with eBPF.
+//!
+//! The program `tcptide` is [`main`]. Nothing else is for others, but `fuzz` for the fuzzer.
 
 mod agent;
 mod args;
 mod command;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod identity;
 mod names;
 mod namespaces;
@@ -22,7 +26,8 @@ use crate::{
     output::say,
 };
 
-fn main() -> ExitCode {
+/// Does what the command line says.
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging();
     let result = match cli.command {
