@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     /// Tries for each seed.
-    const TRIES: u32 = 200;
+    const TRIES: u32 = 100;
 
     fn seeds(target: &str) -> Vec<Vec<u8>> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);

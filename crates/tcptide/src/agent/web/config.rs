@@ -195,7 +195,7 @@ mod tests {
                 ["X-Frame-Options", "sameorigin"],
             ),
             ("basic_auth_users:\n  alice: secret\n", ["basic_auth_users.alice", "htpasswd"]),
-            ("basic_auth_users: [alice]\n", ["basic_auth_users", "mapping"]),
+            ("basic_auth_users: [alice]\n", ["line 1, column 19", "mapping"]),
             ("[1, 2", ["line 1", ""]),
         ] {
             let error = error(text);
