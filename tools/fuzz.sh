@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes what bytes of others come into (crates/tcptide/src/fuzz.rs), as long as one likes: `--seconds 600 dns http`; without names
-# all targets, for a minute each. Stops at the first failure. What it learns stays in target/fuzz.
+# all targets, for a minute each. Stops at the first failure. What it learns stays in target/fuzz. `--sanitizer address` looks for
+# what unsafe code of libraries does, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/lib.sh
@@ -12,10 +13,12 @@ target=${CARGO_TARGET_DIR:-target}
 export PATH=$PATH:$PWD/$target/tools/bin
 
 seconds=60
+sanitizer=none
 targets=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --seconds) seconds=${2:?how many} && shift 2 ;;
+        --sanitizer) sanitizer=${2:?which} && shift 2 ;;
         *) targets+=("$1") && shift ;;
     esac
 done
@@ -38,15 +41,15 @@ fi
 
 # The versions that are released, and what the fuzzer itself needs.
 cp Cargo.lock fuzz/Cargo.lock
-# Sanitizers are no stable part of the compiler.
+# What tells the fuzzer how far it came is no stable part of the compiler.
 export RUSTC_BOOTSTRAP=1
-cargo fuzz build --target-dir "$target/fuzz"
+cargo fuzz build --sanitizer "$sanitizer" --target-dir "$target/fuzz"
 for one in "${targets[@]}"; do
     corpus=$target/fuzz/corpus/$one
     log=$target/fuzz/$one.log
     mkdir -p "$corpus"
     printf '%-12s ' "$one"
-    cargo fuzz run --target-dir "$target/fuzz" "$one" "$corpus" "fuzz/corpus/$one" -- \
+    cargo fuzz run --sanitizer "$sanitizer" --target-dir "$target/fuzz" "$one" "$corpus" "fuzz/corpus/$one" -- \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 >"$log" 2>&1 || {
         tail -n 40 "$log" >&2
         fail "$one failed: see $log, and fuzz/artifacts/$one for the bytes"

@@ -80,7 +80,7 @@ fn what_is_no_plain_request_is_refused_and_counted() {
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
 
     let long = "x".repeat(20 << 10);
-    let many: String = (0..65).map(|i| format!("X-{i}: y\r\n")).collect();
+    let many = "X: y\r\n".repeat(65);
     for request in [
         format!("GET /metrics HTTP/1.1\r\nX: {long}\r\n\r\n"),
         format!("GET /{long} HTTP/1.1\r\n\r\n"),
@@ -91,7 +91,7 @@ fn what_is_no_plain_request_is_refused_and_counted() {
     }
     assert_eq!(rejected(&agent, "head_size"), 3);
     // As many headers as may be.
-    let most: String = (0..62).map(|i| format!("X-{i}: y\r\n")).collect();
+    let most = "X: y\r\n".repeat(62);
     let request = format!("GET /-/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{most}\r\n");
     assert!(answer(said(&agent, &request)).starts_with("HTTP/1.1 200 "));
 
@@ -179,7 +179,9 @@ fn no_more_connections_than_allowed() {
     let agent = agent(&["--web.max-connections", "3"]);
     let request = "GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut held: Vec<_> = (0..2).map(|_| said(&agent, request)).collect();
-    held.iter_mut().for_each(|stream| assert!(one_answer(stream).starts_with("HTTP/1.1 200 ")));
+    for stream in &mut held {
+        assert!(one_answer(stream).starts_with("HTTP/1.1 200 "));
+    }
     assert_eq!(agent.scrape().unwrap().sum("tcptide_http_connections", &[]), Some(3.0));
     let mut third = said(&agent, request);
     one_answer(&mut third);
@@ -254,8 +256,8 @@ fn attached_it_keeps_few_capabilities_and_sees_what_comes_later() {
     let named = environment.iter().any(|name| std::env::var_os(name).is_some());
     for (agent, named) in [(&agent, true), (&other, named)] {
         let all = threads(agent.pid());
-        let names: BTreeSet<_> = all.iter().map(|(name, _)| name.as_str()).collect();
-        assert!(names.is_superset(&["main", "gauge", "runtimes", "cgroup-walk"].into()), "{names:?}");
+        let seen: BTreeSet<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(seen.is_superset(&["main", "gauge", "runtimes", "cgroup-walk"].into()), "{seen:?}");
         for (name, sets) in &all {
             let kept = match name.as_str() {
                 "main" => 0,
