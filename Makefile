@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-vm check bench reliability docs fmt clean
+.PHONY: help run test test-vm check fuzz bench reliability docs fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ check: ## what needs no root: format, lints, dependencies, API documentation, un
 
 test-vm: ## tcptide on Debian's kernels in virtual machines (x86-64, no root); ARGS="6.1 newest", or --write for docs/kernels.md
 	@tools/vm.sh $(ARGS)
+
+fuzz: ## bytes of others until something breaks; ARGS="--seconds 600 dns http", else all targets for a minute each
+	@tools/fuzz.sh $(ARGS)
 
 bench: ## what tcptide costs, beside nothing and other tools, as root, in a quarter of an hour; ARGS=--help tells more
 	@cargo build --locked --release --workspace

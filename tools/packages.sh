@@ -34,6 +34,8 @@ program bpftool     bpftool         bpftool                       bpf       bpft
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
 program python3     python3-minimal python3                       python    python3          python3
 module  ensurepip   python3-venv    python3-pip                   python    python3          python3
+program curl        curl            curl                          curl      curl             curl
+program openssl     openssl         openssl                       openssl   openssl          openssl
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
 program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark

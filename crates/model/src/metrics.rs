@@ -473,6 +473,12 @@ own! {
         "CPU time of the agent's process; that of its BPF programs belongs to whom they interrupt."
     RESIDENT_BYTES "tcptide_process_resident_memory_bytes" Gauge []
         "Resident memory of the agent's process, with the buffers of events and rows that it has mapped; all else that its BPF maps hold is the kernel's."
+    HTTP_CONNECTIONS "tcptide_http_connections" Gauge []
+        "Open connections to the agent itself, this scrape's too."
+    HTTP_REJECTED "tcptide_http_rejected_total" Counter ["reason"]
+        "Connections and requests to the agent that were turned away or cut off: connections (see --web.max-connections), read_timeout, write_timeout, idle_timeout (see the flags), head_size (more than 16 KiB or 64 headers), malformed, method (not GET or HEAD), tls (no agreement on TLS, or the client's certificate), unauthorized."
+    WEB_CONFIG "tcptide_web_config_last_reload_successful" Gauge []
+        "With --web.config.file: 1 while the web configuration and its certificates are in use as the files have them, 0 while an earlier version is, because the files cannot be used."
 }
 
 /// `docs/metrics.md`.

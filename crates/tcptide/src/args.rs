@@ -9,7 +9,7 @@ use model::{
     filter::{CgroupRef, Filter, List, Pattern},
 };
 
-use crate::output::format::Format;
+use crate::{agent::Limits, output::format::Format};
 
 /// Per-container TCP monitoring for Linux with eBPF.
 #[derive(Debug, Parser)]
@@ -181,6 +181,14 @@ pub(crate) struct ConnectArgs {
     /// Certificates (PEM) of who signed the agent's, instead of those that this host trusts
     #[arg(long = "connect-ca", value_name = "FILE", requires = "connect")]
     connect_ca: Option<PathBuf>,
+}
+
+impl RuntimeArgs {
+    /// Whether sockets are named, here or in the environment, beside those that are usual.
+    pub(crate) fn are_named(&self) -> bool {
+        let variables = ["DOCKER_HOST", "CONTAINER_RUNTIME_ENDPOINT", "XDG_RUNTIME_DIR"];
+        !self.sockets.is_empty() || variables.into_iter().any(|name| std::env::var_os(name).is_some())
+    }
 }
 
 /// How long a stream runs.
@@ -427,6 +435,22 @@ pub(crate) struct AgentArgs {
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
+    /// TLS, users and headers, in the format of Prometheus' exporter-toolkit: docs/security.md tells more
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    pub(crate) web_config: Option<PathBuf>,
+    /// Most HTTP connections at a time; one more is turned away
+    #[arg(long = "web.max-connections", value_name = "NUMBER", default_value_t = 40,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+    /// How long a request may take to arrive, without its body, which nobody reads
+    #[arg(long = "web.read-timeout", value_name = "TIME", default_value = "10s", allow_hyphen_values = true, value_parser = duration)]
+    read_timeout: Duration,
+    /// How long an answer may take, from the request to the last byte sent
+    #[arg(long = "web.write-timeout", value_name = "TIME", default_value = "2m", allow_hyphen_values = true, value_parser = duration)]
+    write_timeout: Duration,
+    /// How long a connection may stay open with nothing asked
+    #[arg(long = "web.idle-timeout", value_name = "TIME", default_value = "2m", allow_hyphen_values = true, value_parser = duration)]
+    idle_timeout: Duration,
     /// How long the series of a removed container stay
     #[arg(long = "metrics.grace", value_name = "TIME", default_value = "5m", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) grace: Duration,
@@ -533,6 +557,18 @@ pub(crate) enum DroppedLabel {
     CgroupId,
     /// Of tcptide_container_info
     CgroupPath,
+}
+
+impl AgentArgs {
+    /// What the HTTP server may use.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            connections: self.max_connections.into(),
+            read: self.read_timeout,
+            write: self.write_timeout,
+            idle: self.idle_timeout,
+        }
+    }
 }
 
 /// When run times are measured.

@@ -105,6 +105,11 @@ pub(crate) struct About {
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
     pub(crate) usage: Usage,
+    pub(crate) http_connections: u64,
+    /// By reason.
+    pub(crate) http_rejected: Vec<(&'static str, u64)>,
+    /// Whether the web configuration is the one that its files have, if there is one.
+    pub(crate) web_config: Option<bool>,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -482,6 +487,16 @@ fn of_itself(about: &About) -> Vec<Family> {
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
         (&metrics::CPU_SECONDS, one(Value::Real(about.usage.cpu.as_secs_f64()))),
         (&metrics::RESIDENT_BYTES, resident.collect()),
+        (&metrics::HTTP_CONNECTIONS, one(Value::Whole(about.http_connections))),
+        (&metrics::HTTP_REJECTED, about.http_rejected.iter().map(|&(reason, n)| lost(reason, n)).collect()),
+        (
+            &metrics::WEB_CONFIG,
+            about
+                .web_config
+                .map(|good| (Vec::new(), Value::Real(f64::from(u8::from(good)))))
+                .into_iter()
+                .collect(),
+        ),
     ]
     .into_iter()
     .map(family)
@@ -509,6 +524,9 @@ mod tests {
             totals_failures: 0,
             unattributed: 0,
             usage: Usage { cpu: Duration::from_millis(1500), resident: Some(4096) },
+            http_connections: 1,
+            http_rejected: vec![("connections", 0)],
+            web_config: None,
         }
     }
 

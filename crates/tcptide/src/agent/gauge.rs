@@ -32,13 +32,14 @@ use super::{
     series::{Room, Selection, Series, labels},
     strays::Accounts,
     tails::{self, Tails},
+    web::Traffic,
 };
 use crate::{
     args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
     namespaces::ALL,
-    reconcile,
+    privileges, reconcile,
     session::{LIFE_EVENTS, ROWS, directory, dns_root, owner, take_cgroup_events},
 };
 
@@ -76,7 +77,82 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     /// Loads and attaches the programs, in a thread of their own.
-    pub(crate) fn start(args: &AgentArgs) -> anyhow::Result<Self> {
+    pub(crate) fn start(args: &AgentArgs, traffic: Arc<Traffic>) -> anyhow::Result<Self> {
+        let (requests, asked) = channel();
+        let (give, given) = channel();
+        let (ready, started) = channel();
+        thread::Builder::new()
+            .name("gauge".to_owned())
+            .spawn(move || {
+                let Ok(start) = given.recv() else { return };
+                match Worker::start(start) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            })
+            .context("cannot start the gauge's thread")?;
+        // That thread has all that there is. This one does without from here on, and so do those that ask for names.
+        privileges::keep(privileges::set(privileges::of_names(&args.runtimes)))?;
+        give.send(Start::new(args, traffic)?).ok().context("the gauge's thread has not started")?;
+        started.recv().context("the gauge's thread ended while it started")??;
+        Ok(Self { requests, answered: Arc::default() })
+    }
+
+    /// One that has nothing to tell.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn nobody() -> Self {
+        Self { requests: channel().0, answered: Arc::default() }
+    }
+
+    /// What became of scrapes so far.
+    pub(crate) fn answered(&self) -> Scrapes {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A scrape was answered to its end, in this format and encoding, with so many bytes before they were encoded.
+    pub(crate) fn note_answered(&self, by: (&'static str, &'static str), took: Duration, bytes: u64) {
+        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.answered.entry(by).or_default() += 1;
+        all.last = Some((took, bytes));
+    }
+
+    /// The metrics as of now.
+    pub(crate) async fn scrape(&self) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Scrape(answer)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// What the thread answers to a question.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (answer, answered) = oneshot::channel();
+        let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
+        self.requests.send(Request::Do(question)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+/// What the thread needs to start.
+struct Start {
+    options: Options,
+    own_events: u32,
+    interval: Option<Duration>,
+    directory: Directory,
+    series: Series,
+    namespaces: Namespaces,
+    edges: Option<Edges>,
+    limits: Limits,
+    traffic: Arc<Traffic>,
+}
+
+impl Start {
+    fn new(args: &AgentArgs, traffic: Arc<Traffic>) -> anyhow::Result<Self> {
         let directory = directory(&args.runtimes)?;
         let options = Options {
             totals: true,
@@ -132,53 +208,7 @@ impl Gauge {
         };
         let limits = Limits { series: args.max_series as usize, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        let (requests, asked) = channel();
-        let (ready, started) = channel();
-        thread::Builder::new()
-            .name("gauge".to_owned())
-            .spawn(move || {
-                let parts = (directory, series, namespaces, edges);
-                match Worker::start(&options, own_events, interval, parts, limits) {
-                    Ok(worker) => {
-                        let _ = ready.send(Ok(()));
-                        worker.run(&asked);
-                    }
-                    Err(error) => drop(ready.send(Err(error))),
-                }
-            })
-            .context("cannot start the gauge's thread")?;
-        started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { requests, answered: Arc::default() })
-    }
-
-    /// What became of scrapes so far.
-    pub(crate) fn answered(&self) -> Scrapes {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A scrape was answered to its end, in this format and encoding, with so many bytes before they were encoded.
-    pub(crate) fn note_answered(&self, by: (&'static str, &'static str), took: Duration, bytes: u64) {
-        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        *all.answered.entry(by).or_default() += 1;
-        all.last = Some((took, bytes));
-    }
-
-    /// The metrics as of now.
-    pub(crate) async fn scrape(&self) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Scrape(answer)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
-    }
-
-    /// What the thread answers to a question.
-    pub(crate) async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
-    ) -> Result<T, String> {
-        let (answer, answered) = oneshot::channel();
-        let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
-        self.requests.send(Request::Do(question)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())
+        Ok(Self { options, own_events, interval, directory, series, namespaces, edges, limits, traffic })
     }
 }
 
@@ -211,18 +241,16 @@ pub(crate) struct Worker {
     limits: Limits,
     /// Since when all is attached.
     pub(super) began: Instant,
+    traffic: Arc<Traffic>,
 }
 
 impl Worker {
-    fn start(
-        options: &Options,
-        own_events: u32,
-        interval: Option<Duration>,
-        (directory, series, namespaces, edges): (Directory, Series, Namespaces, Option<Edges>),
-        limits: Limits,
-    ) -> anyhow::Result<Self> {
-        let mut monitor = Monitor::start(options)?;
+    fn start(start: Start) -> anyhow::Result<Self> {
+        let Start { options, own_events, interval, directory, series, namespaces, edges, limits, traffic } =
+            start;
+        let mut monitor = Monitor::start(&options)?;
         monitor.send_events(own_events);
+        privileges::keep(privileges::set(privileges::OF_PROGRAMS))?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
@@ -243,6 +271,7 @@ impl Worker {
             kernel,
             limits,
             began: Instant::now(),
+            traffic,
         };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
@@ -396,6 +425,9 @@ impl Worker {
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
             usage: Usage::now(),
+            http_connections: self.traffic.connections(),
+            http_rejected: self.traffic.rejected(),
+            web_config: self.traffic.is_configured(),
         };
         let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
         let rest = Rest::new(&namespaces, &about);

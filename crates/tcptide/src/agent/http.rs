@@ -1,12 +1,7 @@
 //! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`.
 
-use std::{
-    convert::Infallible,
-    net::TcpListener,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, time::Instant};
 
-use anyhow::Context as _;
 use axum::{
     Router,
     body::Body,
@@ -16,10 +11,6 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
 use tower_http::{
     CompressionLevel,
     compression::{
@@ -40,44 +31,8 @@ const LEAST_TO_COMPRESS: u16 = 1024;
 const INDEX: &str = "<!doctype html><title>tcptide</title><h1>tcptide</h1>\
     <ul><li><a href=metrics>Metrics</a><li><a href=api/v1/openapi.json>API</a><li><a href=-/healthy>Health</a></ul>";
 
-/// How long an answer may take that is under way at the end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
-pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("cannot start the HTTP server")?;
-    runtime.block_on(async {
-        listener.set_nonblocking(true).context("cannot start the HTTP server")?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let (ending, ended) = oneshot::channel::<()>();
-        let end = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            drop(ending);
-        };
-        // A client that says nothing could hold the end up for as long as it likes.
-        let too_long = async move {
-            let _ = ended.await;
-            tokio::time::sleep(LAST_WORDS).await;
-        };
-        tokio::select! {
-            served = axum::serve(listener, router(gauge)).with_graceful_shutdown(end) => {
-                served.context("the HTTP server failed")
-            }
-            () = too_long => Ok(()),
-        }
-    })
-}
-
-fn router(gauge: Gauge) -> Router {
+/// What is answered where.
+pub(crate) fn router(gauge: Gauge) -> Router {
     // The cheapest level: three quarters of an answer repeat what stands before.
     let gzip = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)

@@ -6,6 +6,8 @@ mod edges;
 mod exemplars;
 mod exposition;
 mod family;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gauge;
 mod history;
 mod http;
@@ -18,25 +20,38 @@ mod series;
 mod strays;
 mod tails;
 mod text;
+mod web;
 
 pub(crate) use api::query;
 
-use std::net::TcpListener;
+use std::{net::TcpListener, sync::Arc, thread};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use probe::check_privileges;
+use rustix::thread::CapabilitySet;
 
-use crate::{args::AgentArgs, output::say, session::without};
+pub(crate) use self::web::Limits;
+use crate::{args::AgentArgs, output::say, privileges, session::without};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     // Before anything is loaded: these are the usual mistakes.
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
     })?;
+    // As it is read later: without capabilities.
+    let live = thread::scope(|scope| {
+        let start = || {
+            privileges::keep(CapabilitySet::empty())?;
+            web::Live::start(args.web_config.as_deref())
+        };
+        scope.spawn(start).join().unwrap_or_else(|_| bail!("cannot read the web configuration"))
+    })?;
     if let Some(text) = without(&check_privileges()?) {
         say!("{text}");
     }
-    let gauge = gauge::Gauge::start(args)?;
-    say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
-    http::serve(listener, gauge)
+    let traffic = Arc::new(web::Traffic::default());
+    let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
+    privileges::keep(CapabilitySet::empty())?;
+    say!("attached, serving {}://{}/metrics", live.scheme(), listener.local_addr().unwrap_or(args.listen));
+    web::serve(listener, http::router(gauge), args.limits(), traffic, live)
 }

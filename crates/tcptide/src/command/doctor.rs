@@ -10,12 +10,13 @@ use serde::Serialize;
 use super::{kubernetes, reconcile, runtime};
 use crate::{
     answer::programs::Program,
-    args::DoctorArgs,
+    args::{DoctorArgs, RuntimeArgs},
     output::{
         style::Role,
         table::{Cell, Column, Table},
         writer::{Output, Screen},
     },
+    privileges::{OF_PROGRAMS, of_names},
     session::{self, directory, owner},
 };
 
@@ -65,6 +66,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             Some(text) => Err(text),
         }),
     );
+    found("agent", Ok(kept(&args.output.runtimes)));
     let directory = directory(&args.output.runtimes)?;
     found("cgroups", cgroups(directory.layout()));
     directory.settle(Duration::from_secs(2));
@@ -101,6 +103,13 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         bail!("this host cannot be monitored: see above");
     }
     Ok(())
+}
+
+/// What `tcptide agent` keeps.
+fn kept(runtimes: &RuntimeArgs) -> String {
+    let all = OF_PROGRAMS.iter().chain(of_names(runtimes));
+    let all: Vec<_> = all.map(|(_, capability)| capability.to_string()).collect();
+    format!("gives up all capabilities once it is attached, but {}", all.join(", "))
 }
 
 fn cgroups(layout: &CgroupLayout) -> Result<String, String> {

@@ -242,7 +242,7 @@ fn said(status: &Status) -> anyhow::Error {
 }
 
 /// What containers and their pods' sandboxes are called and belong to, by id.
-fn told(
+pub(super) fn told(
     containers: Vec<Container>,
     pods: &[PodSandbox],
     images: &HashMap<String, String>,
@@ -279,7 +279,7 @@ fn in_pod(container: Metadata, pod: &PodSandbox) -> Metadata {
 }
 
 /// A container of an event as a list has it.
-fn as_listed(told: ContainerStatus, sandbox: &str) -> Container {
+pub(super) fn as_listed(told: ContainerStatus, sandbox: &str) -> Container {
     Container {
         id: told.id,
         pod_sandbox_id: sandbox.to_owned(),
@@ -292,7 +292,7 @@ fn as_listed(told: ContainerStatus, sandbox: &str) -> Container {
 }
 
 /// A pod of an event as a list has it.
-fn as_listed_pod(told: PodSandboxStatus) -> PodSandbox {
+pub(super) fn as_listed_pod(told: PodSandboxStatus) -> PodSandbox {
     PodSandbox {
         id: told.id,
         metadata: told.metadata,

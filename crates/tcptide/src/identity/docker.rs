@@ -120,7 +120,7 @@ fn connect(socket: &Path, patience: Duration) -> anyhow::Result<Docker> {
     Docker::connect_with_unix(path, patience.as_secs().max(1), API_DEFAULT_VERSION).context("connecting")
 }
 
-fn from_list(listed: ContainerSummary) -> Option<(String, Metadata)> {
+pub(super) fn from_list(listed: ContainerSummary) -> Option<(String, Metadata)> {
     // A linked container is also listed as `/<other>/<alias>`.
     let names = listed.names.unwrap_or_default();
     let name = names.iter().map(|name| plain_name(name)).find(|name| !name.contains('/'));
@@ -128,7 +128,7 @@ fn from_list(listed: ContainerSummary) -> Option<(String, Metadata)> {
 }
 
 /// Attributes are the labels, plus what the server says of the event.
-fn from_event(mut attributes: HashMap<String, String>) -> Metadata {
+pub(super) fn from_event(mut attributes: HashMap<String, String>) -> Metadata {
     let (name, image) = (attributes.remove("name"), attributes.remove("image"));
     attributes.retain(|key, _| !NO_LABELS.contains(&key.as_str()));
     Metadata::new(name.as_deref().map(plain_name), image, attributes)

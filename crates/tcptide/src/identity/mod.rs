@@ -13,6 +13,8 @@ mod docker;
 mod fake_cri;
 #[cfg(test)]
 mod fake_runtime;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod kubernetes;
 mod lingering;
 mod missing;

@@ -21,6 +21,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
+use crate::privileges;
+
 /// A file is good for so long; who has none is asked again as often.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// The most bytes that are read of one.
@@ -73,6 +75,11 @@ impl Hosts {
         let run = {
             let shared = self.shared.clone();
             move || {
+                // What it reads is containers' own.
+                if let Err(error) = privileges::keep(privileges::OF_FILES) {
+                    tracing::warn!("{error:#}");
+                    return;
+                }
                 for request in asked {
                     let entries = read(&request.folder).unwrap_or_else(|error| {
                         tracing::debug!("{}: {error:#}", request.folder.display());
@@ -195,7 +202,7 @@ fn process_in(folder: &Path, depth: usize) -> Option<u32> {
 }
 
 /// The first name of each address, in the order of the file: hosts(5).
-fn parse(text: &str) -> Entries {
+pub(super) fn parse(text: &str) -> Entries {
     let mut entries = Entries::new();
     for line in text.lines() {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();

@@ -1,6 +1,8 @@
 //! What the far end of a connection is called, where it is no container of this host: a service or pod of the Kubernetes
 //! cluster, or the name that the container itself looked up, or has in its `/etc/hosts`. No name server is asked.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hosts;
 mod message;
 mod streams;

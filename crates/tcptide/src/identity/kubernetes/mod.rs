@@ -7,6 +7,8 @@ mod addresses;
 mod client;
 #[cfg(test)]
 mod fake_api;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod nodes;
 mod objects;
 mod pods;

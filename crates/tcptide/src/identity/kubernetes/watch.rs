@@ -128,7 +128,7 @@ async fn round<T: Object>(
 }
 
 /// Takes over an event. Returns the version after it.
-fn take<T: Object>(event: WatchEvent<T>, shared: &Shared) -> Option<String> {
+pub(super) fn take<T: Object>(event: WatchEvent<T>, shared: &Shared) -> Option<String> {
     match event {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => {
             let version = object.meta().resource_version.clone();

@@ -1,16 +1,21 @@
 //! tcptide: per-container TCP monitoring for Linux with eBPF.
+//!
+//! The program `tcptide` is [`main`]. Nothing else is for others, but `fuzz` for the fuzzer.
 
 mod agent;
 mod answer;
 mod args;
 mod client;
 mod command;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod identity;
 mod names;
 mod namespaces;
 mod output;
 mod owners;
 mod peers;
+mod privileges;
 mod reconcile;
 mod session;
 
@@ -24,7 +29,8 @@ use crate::{
     output::say,
 };
 
-fn main() -> ExitCode {
+/// Does what the command line says.
+pub fn main() -> ExitCode {
     let mut command = Cli::command();
     let matches = command.get_matches_mut();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

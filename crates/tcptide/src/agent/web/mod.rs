@@ -1,0 +1,145 @@
+//! The HTTP server: how many may ask at once, how much they may say, and how long they may take. What they are answered is the
+//! router's matter.
+
+mod config;
+mod connection;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+mod live;
+mod phase;
+mod tls;
+mod traffic;
+mod users;
+
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::Router;
+use tokio::{
+    net::TcpStream,
+    signal::unix::{SignalKind, signal},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use self::{connection::Shared, traffic::Reason, users::Gate};
+pub(crate) use self::{live::Live, traffic::Traffic};
+
+/// How long an answer may take that is under way at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait when there is no descriptor for one more connection.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What may be used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// For a request's head.
+    pub(crate) read: Duration,
+    /// For an answer, from the request's head to the last byte that is sent.
+    pub(crate) write: Duration,
+    /// Between an answer and the next request.
+    pub(crate) idle: Duration,
+}
+
+/// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
+pub(crate) fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    traffic: Arc<Traffic>,
+    live: Live,
+) -> anyhow::Result<()> {
+    let gate = Gate::new()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the HTTP server")?;
+    runtime.block_on(async {
+        listener.set_nonblocking(true).context("cannot start the HTTP server")?;
+        let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let mut server = Server::new(Shared { router, limits, traffic, live, gate });
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => server.take(stream),
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        tracing::warn!("cannot accept HTTP connections: {error}");
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some(_) = server.connections.join_next() => {}
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        drop(listener);
+        server.end().await;
+        Ok(())
+    })
+}
+
+/// Whether the connection is at fault, which is gone, and not the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// The connections.
+struct Server {
+    shared: Arc<Shared>,
+    connections: JoinSet<()>,
+    room: Arc<Semaphore>,
+    /// For those who are told that there is no room.
+    hall: Arc<Semaphore>,
+    ending: watch::Sender<()>,
+}
+
+impl Server {
+    fn new(shared: Shared) -> Self {
+        Self {
+            connections: JoinSet::new(),
+            room: Arc::new(Semaphore::new(shared.limits.connections)),
+            hall: Arc::new(Semaphore::new(shared.limits.connections)),
+            ending: watch::Sender::new(()),
+            shared: Arc::new(shared),
+        }
+    }
+
+    fn take(&mut self, stream: TcpStream) {
+        let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
+            self.shared.traffic.reject(Reason::Connections);
+            // Who expects TLS would not understand.
+            if self.shared.config().tls.is_none()
+                && let Ok(place) = Arc::clone(&self.hall).try_acquire_owned()
+            {
+                self.connections.spawn(async move {
+                    connection::turn_away(stream).await;
+                    drop(place);
+                });
+            }
+            return;
+        };
+        // An answer is written in few pieces, none of which is to wait for the other side.
+        let _ = stream.set_nodelay(true);
+        let (shared, ending) = (Arc::clone(&self.shared), self.ending.subscribe());
+        self.connections.spawn(async move {
+            let open = shared.traffic.open();
+            connection::begin(stream, &shared, ending).await;
+            drop((open, place));
+        });
+    }
+
+    /// A client that says nothing could hold the end up for as long as it likes.
+    async fn end(mut self) {
+        let _ = self.ending.send(());
+        let all = async { while self.connections.join_next().await.is_some() {} };
+        let _ = timeout(LAST_WORDS, all).await;
+    }
+}
