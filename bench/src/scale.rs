@@ -34,6 +34,8 @@ const START_LIMIT_MS: f64 = 1000.0;
 const HELP_LIMIT_MS: f64 = 10.0;
 /// Scrapes of an agent after its first.
 const SCRAPES: u32 = 4;
+/// Every cgroup has series of its own.
+pub(crate) const ALL_SERIES: [&str; 2] = ["--metrics.max-series", "100000000"];
 /// Other ways to be answered, with the headers that ask for them.
 const ENCODINGS: [(&str, &str); 3] = [
     ("gzip", "Accept-Encoding: gzip\r\n"),
@@ -114,8 +116,7 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
     thread::sleep(2 * SETTLE);
     let memory = kernel_memory()?;
     let start = Instant::now();
-    // What is measured is what all series of all cgroups cost.
-    let agent = tcptide.agent(["--metrics.max-series", "100000000"])?;
+    let agent = tcptide.agent(ALL_SERIES)?;
     report.add_limited("agent: start to attached", "ms", ms(start.elapsed()), Some(START_LIMIT_MS));
     let grown = kernel_memory()?.saturating_sub(memory);
     let (_, now) = resident(agent.pid()).context("the agent is gone")?;

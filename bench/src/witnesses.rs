@@ -11,7 +11,7 @@ use functional::{
 };
 use serde_json::Value;
 
-use crate::{crowd::Crowd, figures::Report};
+use crate::{crowd::Crowd, figures::Report, scale::ALL_SERIES};
 
 /// Sockets by cgroup and state.
 type States = BTreeMap<(String, String), u64>;
@@ -106,7 +106,7 @@ fn states(tcptide: &Tcptide, of_crowd: &[String]) -> Result<States> {
 
 /// `tcptide_connections`; a cgroup outside of any runtime has its path for a name.
 fn gauge(tcptide: &Tcptide, of_crowd: &[String]) -> Result<States> {
-    let agent = tcptide.agent::<&str>([])?;
+    let agent = tcptide.agent(ALL_SERIES)?;
     let scrape = agent.scrape()?;
     let mut states = States::new();
     for sample in scrape.select("tcptide_connections", &[]).filter(|sample| sample.value > 0.0) {

@@ -55,12 +55,12 @@ impl Scale {
     }
 
     /// The index of a slot's bucket in the native histogram of this [`schema`](Self::schema): bucket `i` holds what is above
-    /// `2^((i - 1) / 2^schema)` seconds, up to and including `2^(i / 2^schema)`. The first slot begins at zero and is the zero
-    /// bucket, whose threshold is that slot's bound: `None`. The last has no bound, which no native bucket is without but
-    /// that of infinity: it is the bucket that comes next.
+    /// `2^((i - 1) / 2^schema)` seconds, up to and including `2^(i / 2^schema)`. The first slot has no lower bound and the
+    /// last no upper one, as no bucket is without; they are those that their other bound tells. (A zero bucket would be right
+    /// for the first one, but of a histogram that has nothing else Prometheus takes half of that for negative.)
     #[expect(clippy::cast_possible_wrap, reason = "slots are few")]
-    pub const fn native_index(&self, slot: usize) -> Option<i32> {
-        if slot == 0 { None } else { Some(self.first_exponent * self.per_octave as i32 + slot as i32) }
+    pub const fn native_index(&self, slot: usize) -> i32 {
+        self.first_exponent * self.per_octave as i32 + slot as i32
     }
 
     /// Inclusive upper bounds in seconds of whole octaves; the last is infinite.
@@ -462,12 +462,13 @@ mod tests {
     #[test]
     fn the_schema_is_the_resolution() {
         assert_eq!(SCALES.map(Scale::schema), [1, 1, 0]);
-        assert_eq!(Scale::RTT.native_index(0), None);
+        // 2^-17 s.
+        assert_eq!(Scale::RTT.native_index(0), -34);
         // 1 s is 2^0: its bucket ends there.
-        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_000)), Some(0));
-        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_001)), Some(1));
-        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_000)), Some(-1));
-        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_001)), Some(0));
+        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_000)), 0);
+        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_001)), 1);
+        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_000)), -1);
+        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_001)), 0);
     }
 
     proptest! {
@@ -477,14 +478,10 @@ mod tests {
             for scale in SCALES {
                 let (slot, seconds) = (scale.slot(us), us as f64 / 1e6);
                 let bound = |index: i32| (f64::from(index) / f64::from(1 << scale.schema())).exp2();
-                match scale.native_index(slot) {
-                    None => prop_assert!(seconds <= scale.bounds_seconds()[0]),
-                    Some(index) => {
-                        prop_assert!(seconds > bound(index - 1), "{us} is not above bucket {}", index - 1);
-                        let is_open = slot + 1 == scale.slots();
-                        prop_assert!(is_open || seconds <= bound(index), "{us} is above bucket {index}");
-                    }
-                }
+                let index = scale.native_index(slot);
+                prop_assert!(slot == 0 || seconds > bound(index - 1), "{us} is not above bucket {}", index - 1);
+                let is_open = slot + 1 == scale.slots();
+                prop_assert!(is_open || seconds <= bound(index), "{us} is above bucket {index}");
             }
         }
         #[test]

@@ -489,8 +489,8 @@ pub fn document() -> String {
          A metric is absent where the BPF program that feeds it does not run: see `tcptide doctor`. Counters begin when \
          the agent starts, and end a grace period after their container is gone. Bounds of buckets are powers of two of \
          a second; where Prometheus asks for protobuf (`--enable-feature=native-histograms`) histograms are native ones, too, of \
-         schema 1, of `tcptide_connection_duration_seconds` of schema 0, which are exactly what is counted; what is above \
-         the last bound stands in the bucket that comes next.\n\n\
+         schema 1, of `tcptide_connection_duration_seconds` of schema 0, which are exactly what is counted; what is below \
+         the first bound or above the last one stands in the bucket beside it.\n\n\
          With `--edges`, OpenMetrics and protobuf carry exemplars of `tcptide_rtt_seconds`, `tcptide_connect_duration_seconds` \
          and `tcptide_connection_duration_seconds`: the slowest connection that was seen in the last two minutes, by its \
          `cookie` (as in `tcptide conns -o wide` and `tcptide explain`) and `peer`.\n\n\

@@ -115,6 +115,9 @@ pub(super) struct Timestamp {
 /// The key of `MetricFamily.metric`: field 4, with a length.
 const METRIC: u8 = 4 << 3 | 2;
 
+/// The usual one, 2^-128.
+const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
+
 /// Pairs as they stand in a message.
 pub(super) fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<LabelPair> {
     let pair = |(name, value): (&str, &str)| LabelPair { name: Some(name.into()), value: Some(value.into()) };
@@ -213,16 +216,15 @@ pub(super) fn classic(counts: &[u64], bounds: &[f64], exemplar: Option<(usize, E
 pub(super) fn native(to: &mut Distribution, histogram: &Histogram) {
     let scale = histogram.scale();
     to.schema = i32::try_from(scale.schema()).ok();
-    to.zero_threshold = scale.bounds_seconds().first().copied();
+    // Nothing is zero; but a histogram without a threshold, and with nothing in it yet, would be taken for a classic one.
+    to.zero_threshold = Some(ZERO_THRESHOLD);
+    to.zero_count = Some(0);
     let (mut end, mut last) = (0, 0);
     for (slot, &count) in histogram.counts().iter().enumerate() {
-        let Some(index) = scale.native_index(slot) else {
-            to.zero_count = Some(count);
-            continue;
-        };
         if count == 0 {
             continue;
         }
+        let index = scale.native_index(slot);
         match to.positive_span.last_mut() {
             Some(span) if end == index => span.length = span.length.map(|length| length + 1),
             _ => to.positive_span.push(BucketSpan { offset: Some(index - end), length: Some(1) }),
@@ -320,7 +322,7 @@ pub(super) mod tests {
 
     proptest! {
         /// By the definition of a native histogram: bucket `i` holds what is above 2^((i-1)/2^schema) s, up to and including
-        /// 2^(i/2^schema) s, the zero bucket what is up to and including the threshold; together they are all.
+        /// 2^(i/2^schema) s; but for what is below the first bound or above the last one. Together they are all.
         #[test]
         fn native_buckets_hold_what_was_recorded(
             scale in prop::sample::select(vec![&Scale::RTT, &Scale::CONNECT, &Scale::LIFETIME]),
@@ -332,22 +334,21 @@ pub(super) mod tests {
             }
             let mut native = Distribution::default();
             super::native(&mut native, &histogram);
-            let threshold = native.zero_threshold.unwrap();
+            prop_assert_eq!(native.zero_count, Some(0));
             let seconds = |us: &u64| *us as f64 / 1e6;
-            let zero = durations.iter().filter(|us| seconds(us) <= threshold).count();
-            prop_assert_eq!(native.zero_count, Some(zero as u64));
             let bound = |index: i32| (f64::from(index) / f64::from(1 << native.schema.unwrap())).exp2();
-            let last = *scale.bounds_seconds().last().unwrap();
+            let (first, last) = (scale.bounds_seconds()[0], *scale.bounds_seconds().last().unwrap());
             let buckets = buckets(&native);
             for (index, count) in &buckets {
                 let is_open = bound(*index) > last * 1.1;
+                let is_first = bound(*index) < first * 1.1;
                 let is_in = |us: &&u64| {
-                    seconds(us) > bound(index - 1).max(threshold) && (is_open || seconds(us) <= bound(*index))
+                    (is_first || seconds(us) > bound(index - 1)) && (is_open || seconds(us) <= bound(*index))
                 };
                 prop_assert_eq!(durations.iter().filter(is_in).count() as u64, *count, "bucket {}", index);
             }
             let sum: u64 = buckets.iter().map(|(_, count)| count).sum();
-            prop_assert_eq!(sum + zero as u64, durations.len() as u64);
+            prop_assert_eq!(sum, durations.len() as u64);
         }
     }
 }
