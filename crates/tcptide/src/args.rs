@@ -372,6 +372,12 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
+    /// Settings in TOML: keys are the names of these flags. A flag, then the environment, comes before the file
+    #[arg(long = "config.file", value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// Check all settings, and end
+    #[arg(long = "check-config")]
+    pub(crate) check_config: bool,
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
@@ -465,19 +471,18 @@ fn buffer(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+    use crate::config::registry;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        registry().debug_assert();
     }
 
     /// `docs/cli.md`.
     fn document() -> String {
         let mut page = String::from("# Commands\n\nGenerated from `crates/tcptide/src/args.rs`.\n");
-        let mut cli = Cli::command().term_width(100);
+        let mut cli = registry().term_width(100);
         cli.build();
         for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let name = command.get_name().to_owned();

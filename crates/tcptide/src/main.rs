@@ -3,6 +3,7 @@
 mod agent;
 mod args;
 mod command;
+mod config;
 mod identity;
 mod names;
 mod namespaces;
@@ -12,17 +13,21 @@ mod peers;
 mod reconcile;
 mod session;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
-use clap::Parser as _;
-
-use crate::{
-    args::{Cli, Command},
-    output::say,
-};
+use crate::{args::Command, output::say};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::command_line(&env::args_os().collect::<Vec<_>>()) {
+        Ok(cli) => cli,
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => {
+                say!("{error:#}");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
     start_logging();
     let result = match cli.command {
         Command::Trace(args) => command::trace::run(&args),
@@ -49,10 +54,8 @@ fn main() -> ExitCode {
 
 /// Warnings go to stderr; `TCPTIDE_LOG=debug` tells more.
 fn start_logging() {
-    let level =
-        std::env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
-    let colour =
-        std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let level = env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

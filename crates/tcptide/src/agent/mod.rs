@@ -10,14 +10,21 @@ mod series;
 mod strays;
 mod text;
 
-use std::net::TcpListener;
+use std::{io::Write as _, net::TcpListener};
 
 use anyhow::Context as _;
 use probe::check_privileges;
 
-use crate::{args::AgentArgs, output::say, session::without};
+use crate::{
+    args::AgentArgs,
+    output::{say, writer::Output},
+    session::without,
+};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    if args.check_config {
+        return check(args);
+    }
     // Before anything is loaded: these are the usual mistakes.
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
@@ -28,4 +35,19 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let gauge = gauge::Gauge::start(args)?;
     say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
     http::serve(listener, gauge)
+}
+
+/// Whoever comes here has settings that are right.
+fn check(args: &AgentArgs) -> anyhow::Result<()> {
+    let mut out = Output::stdout();
+    match &args.config_file {
+        Some(file) => {
+            writeln!(out, "the settings are right: {}, the environment and the flags", file.display())?
+        }
+        None => writeln!(
+            out,
+            "the settings are right: the environment and the flags, without a file (--config.file)"
+        )?,
+    }
+    Ok(out.flush()?)
 }
