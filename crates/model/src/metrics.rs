@@ -446,6 +446,10 @@ own! {
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []
         "Sockets that this scrape's walk looked at."
+    RELOAD_SUCCESSFUL "tcptide_config_last_reload_successful" Gauge []
+        "Whether the last reading of the file with settings was successful: 1 or 0; absent without --config.file."
+    RELOAD_TIME "tcptide_config_last_reload_success_timestamp_seconds" Gauge []
+        "When the file with settings was last read successfully: seconds since 1970; absent without --config.file."
 }
 
 /// `docs/metrics.md`.

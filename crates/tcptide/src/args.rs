@@ -9,7 +9,7 @@ use model::{
     filter::{CgroupRef, Filter, List, Pattern},
 };
 
-use crate::output::format::Format;
+use crate::{config::Values, output::format::Format};
 
 /// Per-container TCP monitoring for Linux with eBPF.
 #[derive(Debug, Parser)]
@@ -378,6 +378,9 @@ pub(crate) struct AgentArgs {
     /// Check all settings, and end
     #[arg(long = "check-config")]
     pub(crate) check_config: bool,
+    /// What each setting was given as
+    #[arg(skip)]
+    pub(crate) values: Values,
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,

@@ -5,6 +5,7 @@
 
 use std::{
     any::TypeId,
+    collections::{BTreeMap, HashSet},
     env,
     ffi::OsString,
     fmt, fs, iter,
@@ -23,12 +24,15 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 
 /// The flags that have no place in a file: where it is, and what to do with it.
 const NOT_IN_A_FILE: &[&str] = &["config.file", "check-config"];
 /// What asks for something else than to run is asked for on the command line only.
 const NOT_IN_THE_ENVIRONMENT: &[&str] = &["check-config"];
+
+/// What each setting was given as: the words, by flag.
+pub(crate) type Values = BTreeMap<String, Vec<OsString>>;
 
 /// The command line with all that stands behind it; the agent's flags with their variables.
 pub(crate) fn registry() -> clap::Command {
@@ -50,7 +54,28 @@ pub(crate) fn command_line(words: &[OsString]) -> anyhow::Result<Cli> {
     }
     let matches =
         registry().try_get_matches_from(all).map_err(|error| explain(error, file.as_ref(), &first))?;
-    Ok(Cli::from_arg_matches(&matches)?)
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Agent(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
+        args.values = values(given);
+    }
+    Ok(cli)
+}
+
+/// The flags whose values differ.
+pub(crate) fn changed(old: &Values, new: &Values) -> Vec<String> {
+    let names: HashSet<_> = old.keys().chain(new.keys()).collect();
+    let mut changed: Vec<_> =
+        names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect();
+    changed.sort_unstable();
+    changed
+}
+
+fn values(given: &ArgMatches) -> Values {
+    let agent = agent();
+    let args = agent
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_long()?, given.get_raw(arg.get_id().as_str())?)));
+    args.map(|(name, values)| (name.to_owned(), values.map(ToOwned::to_owned).collect())).collect()
 }
 
 /// The agent's part of the registry, by itself and without the environment.
@@ -345,12 +370,12 @@ fn explain(error: clap::Error, file: Option<&File>, first: &ArgMatches) -> anyho
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, time::Duration};
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::args::{AgentArgs, Command};
+    use crate::args::AgentArgs;
 
     fn words(words: &[&str]) -> Vec<OsString> {
         ["tcptide", "agent"].iter().chain(words).map(OsString::from).collect()
@@ -415,6 +440,19 @@ mod tests {
         let error = with("\nmetrics.max-edges = 5", &[]).unwrap_err().to_string();
         assert!(error.contains("tcptide.toml:2: metrics.max-edges needs edges"), "{error}");
         assert!(with("edges = false", &["--dns"]).unwrap_err().is::<clap::Error>());
+    }
+
+    #[test]
+    fn what_changed_is_told_by_its_name() {
+        let values = |text| with(text, &[]).unwrap().values;
+        let mut old = values("metrics.grace = '1m'\nedges = true");
+        let mut new = values("metrics.max-cgroups = 7\nedges = true");
+        // Each has a file of its own.
+        for values in [&mut old, &mut new] {
+            assert!(values.remove("config.file").is_some());
+        }
+        assert_eq!(changed(&old, &new), ["metrics.grace", "metrics.max-cgroups"]);
+        assert_eq!(changed(&old, &old), Vec::<String>::new());
     }
 
     #[test]

@@ -266,6 +266,11 @@ impl Agent {
         self.streaming.stderr()
     }
 
+    /// Has it read its file of settings again, as a service manager does.
+    pub fn reload(&self) -> Result<()> {
+        self.streaming.reading.signal(Signal::HUP)
+    }
+
     /// Ends it as a service manager does, and waits.
     pub fn stop(self) -> Result<Output> {
         self.streaming.end_with(Signal::TERM)

@@ -4,13 +4,16 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use functional::cgroup::Cgroup;
 use functional::http;
-use functional::process::wait_until;
-use functional::tcptide::{Output, Streaming, Tcptide};
+use functional::process::{output, wait_until};
+use functional::tcptide::{Agent, Output, Streaming, Tcptide};
+use functional::workload::{self, ServeOptions, Server};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -34,6 +37,27 @@ impl Settings {
         command.arg(&self.file).args(flags);
         command
     }
+}
+
+/// The agent with this file, once it is ready.
+fn start(settings: &Settings, flags: &[&str]) -> Agent {
+    let file = settings.file.to_str().unwrap();
+    Tcptide::find().unwrap().agent([&["--config.file", file], flags].concat()).unwrap()
+}
+
+/// A line that it says, also one that it said already.
+fn says(agent: &Agent, what: &str) {
+    wait_until(&format!("`{what}` of the agent"), SOON, || {
+        Ok(agent.log().iter().any(|line| line.contains(what)).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: it said {:?}", agent.log()));
+}
+
+/// Whether the last reading of the file was successful, and when one was.
+fn last_reload(agent: &Agent) -> (f64, f64) {
+    let scrape = agent.scrape().unwrap();
+    let of = |name| scrape.sum(name, &[]).unwrap();
+    (of("tcptide_config_last_reload_successful"), of("tcptide_config_last_reload_success_timestamp_seconds"))
 }
 
 fn run(command: &mut Command) -> Output {
@@ -120,4 +144,83 @@ fn settings_are_checked_without_privileges() {
     let ran = check();
     assert_eq!((ran.status.code(), ran.stdout.len()), (Some(1), 0), "{ran:?}");
     assert!(ran.stderr[0].contains("tcptide.toml:2: metrics.grace = \"1 parsec\": not a time"), "{ran:?}");
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// Connects from a cgroup that is removed then; returns its path.
+fn gone_cgroup(story: &str) -> String {
+    let server = Server::start(SocketAddr::from(([127, 0, 0, 1], 0)), ServeOptions::default()).unwrap();
+    let to = server.address().to_string();
+    let cgroup = Cgroup::unique(story).unwrap();
+    let path = cgroup.path().to_string_lossy().into_owned();
+    let churn = ["churn", "--to", &to, "--rate", "100", "--seconds", "1", "--count", "3"];
+    output(&mut cgroup.wrap(&workload::command(churn).unwrap())).unwrap();
+    path
+}
+
+#[test]
+fn a_reload_applies_what_can_change_and_names_what_cannot() {
+    let settings = Settings::new("metrics.grace = '1h'\n");
+    let began = now();
+    let agent = start(&settings, &["--max-sockets", "5000"]);
+    let (successful, first) = last_reload(&agent);
+    assert!(successful == 1.0 && first >= began - 1.0 && first <= now(), "{successful} {first}");
+    let path = gone_cgroup("reload");
+    let has = || agent.scrape().unwrap().sum("tcptide_opened_total", &[("container", &path)]).is_some();
+    // Its end is known by the second scrape; with an hour's grace it stays.
+    assert!(has());
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(has());
+
+    // One thing in it is wrong: nothing of it is taken.
+    fs::write(&settings.file, "metrics.grace = '1s'\nedges = 'perhaps'\n").unwrap();
+    agent.reload().unwrap();
+    says(&agent, "the settings stay as they were: ");
+    says(&agent, "tcptide.toml:2: edges = \"perhaps\" is of the wrong type");
+    assert_eq!(last_reload(&agent), (0.0, first));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(has());
+
+    // A flag comes before the file then, too, so that only the number of cgroups would need a restart.
+    fs::write(&settings.file, "max-sockets = 7000\nmetrics.grace = '1s'\nmetrics.max-cgroups = 100\n")
+        .unwrap();
+    agent.reload().unwrap();
+    says(&agent, "the settings were read again: metrics.grace is 1s");
+    says(&agent, "needs a restart: metrics.max-cgroups");
+    wait_until("the end of the removed cgroup's series", SOON, || Ok((!has()).then_some(()))).unwrap();
+    let (successful, second) = last_reload(&agent);
+    assert!(successful == 1.0 && second > first && second <= now(), "{successful} {first} {second}");
+
+    // What needs a restart is said as long as it does.
+    agent.reload().unwrap();
+    says(&agent, "the settings were read again: nothing changes");
+    let ended = agent.stop().unwrap().success().unwrap();
+    let restarts: Vec<_> = ended.stderr.iter().filter(|line| line.contains("needs a restart")).collect();
+    assert_eq!(restarts.len(), 2, "{restarts:?}");
+    assert!(
+        restarts.iter().all(|line| line.ends_with("needs a restart: metrics.max-cgroups")),
+        "{restarts:?}"
+    );
+}
+
+#[test]
+fn without_a_file_there_is_nothing_to_read_again() {
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let scrape = agent.scrape().unwrap();
+    for name in ["successful", "success_timestamp_seconds"] {
+        assert!(!scrape.has(&format!("tcptide_config_last_reload_{name}")), "{name}");
+    }
+    let pid = agent.pid();
+    agent.reload().unwrap();
+    wait_until(
+        "its end",
+        SOON,
+        || Ok((!functional::process::running(pid.try_into().unwrap())).then_some(())),
+    )
+    .unwrap();
+    // A signal ended it, the one that was sent.
+    assert_eq!(agent.stop().unwrap().status.signal(), Some(1));
 }

@@ -12,6 +12,7 @@ use super::{
     edges::EdgeSample,
     namespaces::NamespaceSample,
     reconciliation::Sums,
+    reload::LastReload,
     series::{Labels, Sample},
     text::{self, Format, HistogramLines, Line, Value},
 };
@@ -61,6 +62,8 @@ pub(crate) struct About {
     pub(crate) storage_failures: u64,
     pub(crate) totals_failures: u64,
     pub(crate) unattributed: u64,
+    /// How the last reading of a file with settings went.
+    pub(crate) reload: Option<LastReload>,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -304,6 +307,9 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     // How many cgroups found no room is not known, only that there were some.
     let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Real(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
+    let of_reload = |value: fn(LastReload) -> f64| {
+        about.reload.map(|last| (Vec::new(), Value::Real(value(last)))).into_iter().collect()
+    };
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
@@ -328,6 +334,8 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::FOLDED, folded),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
+        (&metrics::RELOAD_SUCCESSFUL, of_reload(|last| f64::from(u8::from(last.successful)))),
+        (&metrics::RELOAD_TIME, of_reload(|last| last.success.as_duration().as_secs_f64())),
     ]
     .into_iter()
     .map(family)
@@ -356,6 +364,7 @@ mod tests {
             storage_failures: 0,
             totals_failures: 0,
             unattributed: 0,
+            reload: None,
         }
     }
 

@@ -24,6 +24,7 @@ use super::{
     exposition::{self, Exposition, OfEdges, OfNamespaces},
     namespaces::Namespaces,
     reconciliation::Reconciliation,
+    reload::{LastReload, Live},
     series::Series,
     strays::Accounts,
 };
@@ -52,7 +53,14 @@ pub(crate) type Answer = Result<Arc<Exposition>, String>;
 /// The way to the gauge's thread.
 #[derive(Clone)]
 pub(crate) struct Gauge {
-    scrapes: Sender<oneshot::Sender<Answer>>,
+    asked: Sender<Asked>,
+}
+
+/// What the thread is asked for.
+enum Asked {
+    Scrape(oneshot::Sender<Answer>),
+    /// From now on these settings, if there are new ones, and what there is to say of reading them.
+    Settings(Option<Live>, LastReload),
 }
 
 impl Gauge {
@@ -85,7 +93,7 @@ impl Gauge {
         let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
         let series = Series::new(args.grace);
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        let (scrapes, asked) = channel();
+        let (ask, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
@@ -98,15 +106,21 @@ impl Gauge {
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { scrapes })
+        Ok(Self { asked: ask })
     }
 
     /// The metrics as of now.
     pub(crate) async fn scrape(&self) -> Answer {
         let (answer, answered) = oneshot::channel();
         let gone = || "the gauge's thread has ended".to_owned();
-        self.scrapes.send(answer).map_err(|_| gone())?;
+        self.asked.send(Asked::Scrape(answer)).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    /// New settings, and how reading them went.
+    pub(crate) fn change(&self, live: Option<Live>, last: LastReload) {
+        // If nobody is there any more, scrapes say so.
+        let _ = self.asked.send(Asked::Settings(live, last));
     }
 }
 
@@ -120,6 +134,8 @@ struct Worker {
     edges: Option<Edges>,
     names: Names,
     kernel: String,
+    /// With a file of settings.
+    reload: Option<LastReload>,
 }
 
 impl Worker {
@@ -137,8 +153,18 @@ impl Worker {
         let reconciliation = interval.map(start).transpose()?;
         let strays = Accounts::default();
         let names = Names::start(&directory);
-        let mut worker =
-            Self { monitor, directory, series, namespaces, strays, reconciliation, edges, names, kernel };
+        let mut worker = Self {
+            monitor,
+            directory,
+            series,
+            namespaces,
+            strays,
+            reconciliation,
+            edges,
+            names,
+            kernel,
+            reload: None,
+        };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
             worker.walk()?;
@@ -153,7 +179,7 @@ impl Worker {
     }
 
     /// Works until nobody is left to ask.
-    fn run(mut self, asked: &Receiver<oneshot::Sender<Answer>>) {
+    fn run(mut self, asked: &Receiver<Asked>) {
         let mut adopted = Instant::now();
         let has_events = self.reconciliation.is_some() || self.edges.is_some();
         let period = if has_events { EVENTS_PERIOD } else { PERIOD };
@@ -173,14 +199,27 @@ impl Worker {
                     tracing::warn!("{error}");
                 }
             }
-            if let Some(first) = first {
-                // Who asks from now on may know of more than this walk sees, and gets the next one.
-                let waiting: Vec<_> = std::iter::once(first).chain(asked.try_iter()).collect();
+            // Who asks from now on may know of more than this walk sees, and gets the next one.
+            let mut waiting = Vec::new();
+            for one in first.into_iter().chain(asked.try_iter()) {
+                match one {
+                    Asked::Scrape(scrape) => waiting.push(scrape),
+                    Asked::Settings(live, last) => self.change(live, last),
+                }
+            }
+            if !waiting.is_empty() {
                 let answer = self.scrape().map(Arc::new).map_err(|error| format!("{error:#}"));
                 for one in waiting {
                     let _ = one.send(answer.clone());
                 }
             }
+        }
+    }
+
+    fn change(&mut self, live: Option<Live>, last: LastReload) {
+        self.reload = Some(last);
+        if let Some(Live { grace }) = live {
+            self.series.set_grace(grace);
         }
     }
 
@@ -243,6 +282,7 @@ impl Worker {
             storage_failures: losses[record::loss::LOSS_STORAGE],
             totals_failures: losses[record::loss::LOSS_TOTALS],
             unattributed: losses[record::loss::LOSS_OWNER],
+            reload: self.reload,
         };
         Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
     }

@@ -1,6 +1,6 @@
 //! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`.
 
-use std::{convert::Infallible, net::TcpListener, time::Duration};
+use std::{convert::Infallible, future::pending, net::TcpListener, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -17,7 +17,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{gauge::Gauge, text::Format};
+use super::{gauge::Gauge, reload::Reloader, text::Format};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -29,7 +29,10 @@ const INDEX: &str = "<!doctype html><title>tcptide</title><h1>tcptide</h1>\
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
-pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
+///
+/// With a `reloader`, SIGHUP has it read the settings again; without one it ends the agent as it ends other programs whose
+/// terminal is gone.
+pub(crate) fn serve(listener: TcpListener, gauge: Gauge, reloader: Option<Reloader>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -40,6 +43,16 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let hangup = reloader.is_some().then(|| signal(SignalKind::hangup())).transpose();
+        let mut reloading = reloader.zip(hangup.context("cannot wait for SIGHUP")?);
+        let reloads = async move {
+            while let Some((reloader, hangup)) = &mut reloading
+                && hangup.recv().await.is_some()
+            {
+                reloader.reload();
+            }
+            pending::<()>().await;
+        };
         let (ending, ended) = oneshot::channel::<()>();
         let end = async move {
             tokio::select! {
@@ -58,6 +71,7 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge) -> anyhow::Result<()> {
                 served.context("the HTTP server failed")
             }
             () = too_long => Ok(()),
+            () = reloads => Ok(()),
         }
     })
 }

@@ -6,6 +6,7 @@ mod gauge;
 mod http;
 mod namespaces;
 mod reconciliation;
+mod reload;
 mod series;
 mod strays;
 mod text;
@@ -34,7 +35,8 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     }
     let gauge = gauge::Gauge::start(args)?;
     say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
-    http::serve(listener, gauge)
+    let reloader = reload::Reloader::new(args, &gauge);
+    http::serve(listener, gauge, reloader)
 }
 
 /// Whoever comes here has settings that are right.
