@@ -27,6 +27,7 @@ use super::{
     reload::{LastReload, Live},
     series::Series,
     strays::Accounts,
+    systemd::Watchdog,
 };
 use crate::{
     args::AgentArgs,
@@ -183,7 +184,9 @@ impl Worker {
         let mut adopted = Instant::now();
         let has_events = self.reconciliation.is_some() || self.edges.is_some();
         let period = if has_events { EVENTS_PERIOD } else { PERIOD };
+        let mut watchdog = Watchdog::new();
         loop {
+            watchdog.beat();
             let first = match asked.recv_timeout(period) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,

@@ -17,7 +17,8 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{gauge::Gauge, reload::Reloader, text::Format};
+use super::{gauge::Gauge, reload::Reloader, systemd, text::Format};
+use crate::output::say;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -43,13 +44,18 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge, reloader: Option<Reload
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let serving = format!("serving http://{}/metrics", listener.local_addr()?);
         let hangup = reloader.is_some().then(|| signal(SignalKind::hangup())).transpose();
         let mut reloading = reloader.zip(hangup.context("cannot wait for SIGHUP")?);
+        // From here on no signal is lost.
+        say!("attached, {serving}");
+        systemd::ready(&serving);
         let reloads = async move {
             while let Some((reloader, hangup)) = &mut reloading
                 && hangup.recv().await.is_some()
             {
-                reloader.reload();
+                systemd::reloading();
+                systemd::ready(&format!("{serving}; {}", reloader.reload()));
             }
             pending::<()>().await;
         };
@@ -59,6 +65,7 @@ pub(crate) fn serve(listener: TcpListener, gauge: Gauge, reloader: Option<Reload
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            systemd::stopping();
             drop(ending);
         };
         // A client that says nothing could hold the end up for as long as it likes.

@@ -9,6 +9,7 @@ mod reconciliation;
 mod reload;
 mod series;
 mod strays;
+mod systemd;
 mod text;
 
 use std::{io::Write as _, net::TcpListener};
@@ -34,7 +35,6 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
         say!("{text}");
     }
     let gauge = gauge::Gauge::start(args)?;
-    say!("attached, serving http://{}/metrics", listener.local_addr().unwrap_or(args.listen));
     let reloader = reload::Reloader::new(args, &gauge);
     http::serve(listener, gauge, reloader)
 }

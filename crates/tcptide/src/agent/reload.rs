@@ -58,15 +58,20 @@ impl Reloader {
         Some(Self { words: env::args_os().collect(), running, last, gauge: gauge.clone() })
     }
 
-    pub(crate) fn reload(&mut self) {
+    /// Reads the file again; returns in a sentence what became of it.
+    pub(crate) fn reload(&mut self) -> &'static str {
         match config::command_line(&self.words).map(|cli| cli.command) {
-            Ok(Command::Agent(args)) => self.take(&args),
+            Ok(Command::Agent(args)) => {
+                self.take(&args);
+                "the settings were read again"
+            }
             // The words are the same as ever.
-            Ok(_) => {}
+            Ok(_) => "the settings stay as they were",
             Err(error) => {
                 self.last.successful = false;
                 self.gauge.change(None, self.last);
                 tracing::error!("the settings stay as they were: {}", in_a_line(&error));
+                "the settings stay as they were: what is wrong stands in the log"
             }
         }
     }
