@@ -43,6 +43,17 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     /// What this kernel and these privileges allow, program by program
     Doctor(DoctorArgs),
+    /// A script for a shell that completes commands and options
+    Completions {
+        /// Whose
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, for packages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        folder: PathBuf,
+    },
 }
 
 /// Which connections.
@@ -487,7 +498,7 @@ mod tests {
         let mut page = String::from("# Commands\n\nGenerated from `crates/tcptide/src/args.rs`.\n");
         let mut cli = registry().term_width(100);
         cli.build();
-        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+        for command in cli.get_subcommands_mut().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
             page.extend(["\n## tcptide ", &name, "\n\n```text\n", &help, "```\n"]);

@@ -375,10 +375,150 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::args::AgentArgs;
+    use crate::{agent::RELOADABLE, args::AgentArgs};
 
     fn words(words: &[&str]) -> Vec<OsString> {
         ["tcptide", "agent"].iter().chain(words).map(OsString::from).collect()
+    }
+
+    /// A file with every setting and its default, each in a comment: `packaging/tcptide.toml`.
+    fn default_file() -> String {
+        let mut file = String::from(
+            "# Settings of `tcptide agent`, each with its default. Made from its flags by `make docs`; docs/configuration.md says how\n\
+             # they go together with flags and the environment. `tcptide agent --check-config --config.file FILE` checks a file.\n",
+        );
+        let agent = agent();
+        let all = || agent.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
+        let mut tables = vec![None];
+        for table in all().map(|(name, _)| name.rsplit_once('.').map(|(table, _)| table)) {
+            if !tables.contains(&table) {
+                tables.push(table);
+            }
+        }
+        for table in tables {
+            let of = |name: &str| name.rsplit_once('.').map(|(table, _)| table) == table;
+            let own: Vec<_> = all().filter(|(name, _)| of(name) && !NOT_IN_A_FILE.contains(name)).collect();
+            if let (Some(table), false) = (table, own.is_empty()) {
+                file.extend(["\n[", table, "]\n"]);
+            }
+            for (name, arg) in own {
+                let key = name.rsplit('.').next().unwrap_or(name);
+                file.extend(["\n", &comment(arg), "#", key, " = ", &default_of(arg), "\n"]);
+            }
+        }
+        file
+    }
+
+    /// What a setting is without one.
+    fn default_of(arg: &Arg) -> String {
+        let word = || {
+            arg.get_value_names()
+                .and_then(|names| names.first())
+                .map_or_else(String::new, ToString::to_string)
+        };
+        match (arg.get_default_values().first(), Shape::of(arg)) {
+            (_, Shape::Switch) | (None, Shape::OptionalText) => "false".to_owned(),
+            (default, _) => {
+                written(arg, &default.map_or_else(word, |value| value.to_string_lossy().into_owned()))
+            }
+        }
+    }
+
+    /// Its help, in lines of a comment.
+    fn comment(arg: &Arg) -> String {
+        let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+        let values = arg.get_possible_values();
+        let values: Vec<_> = values
+            .iter()
+            .filter(|_| arg.get_action().takes_values())
+            .map(|value| (value.get_name(), value.get_help().map(ToString::to_string).unwrap_or_default()))
+            .collect();
+        let values = values.iter().map(|(name, help)| format!("{name}: {help}"));
+        let mut lines = vec![String::from("#")];
+        for paragraph in iter::once(help).chain(values) {
+            for word in paragraph.split_whitespace() {
+                if lines.last().is_some_and(|line| line.chars().count() + word.chars().count() >= 100) {
+                    lines.push(String::from("#"));
+                }
+                if let Some(line) = lines.last_mut() {
+                    line.push(' ');
+                    line.push_str(word);
+                }
+            }
+            lines.push(String::from("#"));
+        }
+        lines.pop();
+        lines.join("\n") + "\n"
+    }
+
+    /// The table of docs/configuration.md.
+    fn reference() -> String {
+        let mut table = String::from(
+            "| key, and flag with `--` before it | variable | default | at run time |\n|---|---|---|---|\n",
+        );
+        for arg in agent().get_arguments() {
+            let Some(name) = arg.get_long() else { continue };
+            let in_a_file = !NOT_IN_A_FILE.contains(&name);
+            let key = if in_a_file { format!("`{name}`") } else { format!("`--{name}`, no key") };
+            let variable = variable(name).map_or_else(String::new, |variable| format!("`{variable}`"));
+            let default = match arg.get_default_values().first() {
+                Some(_) => format!("`{}`", default_of(arg)),
+                None if matches!(Shape::of(arg), Shape::Switch | Shape::OptionalText) && in_a_file => {
+                    "`false`".to_owned()
+                }
+                None => String::new(),
+            };
+            let change = if RELOADABLE.contains(&name) { "changes" } else { "" };
+            table.extend(["| ", &key, " | ", &variable, " | ", &default, " | ", change, " |\n"]);
+        }
+        table
+    }
+
+    fn is_current(path: &str, wanted: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+        if env::var_os("TCPTIDE_WRITE_DOCS").is_some() {
+            fs::write(&path, wanted).unwrap();
+        }
+        assert_eq!(fs::read_to_string(path).unwrap(), wanted, "run `make docs`");
+    }
+
+    /// `make docs` writes both anew.
+    #[test]
+    fn the_default_file_and_the_reference_are_current() {
+        is_current("packaging/tcptide.toml", &default_file());
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+        let page = fs::read_to_string(page).unwrap();
+        let (begin, end) = ("<!-- from the flags: make docs -->\n", "<!-- to here -->\n");
+        let (before, rest) = page.split_once(begin).unwrap();
+        let (_, after) = rest.split_once(end).unwrap();
+        is_current("docs/configuration.md", &format!("{before}{begin}{}{end}{after}", reference()));
+    }
+
+    #[test]
+    fn the_default_file_changes_nothing_and_its_defaults_are_the_flags_own() {
+        let of = |args: AgentArgs| {
+            let mut values = args.values;
+            values.remove("config.file");
+            values
+        };
+        let plain = match command_line(&words(&[])).unwrap().command {
+            Command::Agent(args) => of(args),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(with(&default_file(), &[]).unwrap()), plain);
+        // Those that have none, or need another, are left as they are.
+        let on = |line: &str| match line.strip_prefix('#') {
+            Some(key) if key.contains(" = ") && !key.starts_with(' ') => {
+                let left = ["runtime-socket", "kubeconfig", "node", "max-edges"];
+                if left.iter().any(|name| key.starts_with(name)) { String::new() } else { key.to_owned() }
+            }
+            _ => line.to_owned(),
+        };
+        let all: Vec<_> = default_file().lines().map(on).collect();
+        assert!(all.iter().filter(|line| line.contains(" = ")).count() > 6, "{all:?}");
+        let file = File::parse(String::new(), &all.join("\n")).unwrap();
+        assert!(file.entries.iter().any(|entry| entry.name == "metrics.grace"));
+        assert_eq!(of(with(&all.join("\n"), &[]).unwrap()), plain);
     }
 
     /// The agent's settings with a file and flags.

@@ -41,6 +41,8 @@ fn main() -> ExitCode {
         Command::Containers(args) => command::containers::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),
+        Command::Completions { shell } => command::completions::run(shell),
+        Command::Man { folder } => command::completions::man(&folder),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

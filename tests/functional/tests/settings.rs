@@ -54,10 +54,13 @@ fn says(agent: &Agent, what: &str) {
 }
 
 /// Whether the last reading of the file was successful, and when one was.
-fn last_reload(agent: &Agent) -> (f64, f64) {
+fn last_reload(agent: &Agent) -> (u8, f64) {
     let scrape = agent.scrape().unwrap();
     let of = |name| scrape.sum(name, &[]).unwrap();
-    (of("tcptide_config_last_reload_successful"), of("tcptide_config_last_reload_success_timestamp_seconds"))
+    (
+        of("tcptide_config_last_reload_successful") as u8,
+        of("tcptide_config_last_reload_success_timestamp_seconds"),
+    )
 }
 
 fn run(command: &mut Command) -> Output {
@@ -167,7 +170,7 @@ fn a_reload_applies_what_can_change_and_names_what_cannot() {
     let began = now();
     let agent = start(&settings, &["--max-sockets", "5000"]);
     let (successful, first) = last_reload(&agent);
-    assert!(successful == 1.0 && first >= began - 1.0 && first <= now(), "{successful} {first}");
+    assert!(successful == 1 && first >= began - 1.0 && first <= now(), "{successful} {first}");
     let path = gone_cgroup("reload");
     let has = || agent.scrape().unwrap().sum("tcptide_opened_total", &[("container", &path)]).is_some();
     // Its end is known by the second scrape; with an hour's grace it stays.
@@ -180,7 +183,7 @@ fn a_reload_applies_what_can_change_and_names_what_cannot() {
     agent.reload().unwrap();
     says(&agent, "the settings stay as they were: ");
     says(&agent, "tcptide.toml:2: edges = \"perhaps\" is of the wrong type");
-    assert_eq!(last_reload(&agent), (0.0, first));
+    assert_eq!(last_reload(&agent), (0, first));
     std::thread::sleep(Duration::from_secs(1));
     assert!(has());
 
@@ -192,7 +195,7 @@ fn a_reload_applies_what_can_change_and_names_what_cannot() {
     says(&agent, "needs a restart: metrics.max-cgroups");
     wait_until("the end of the removed cgroup's series", SOON, || Ok((!has()).then_some(()))).unwrap();
     let (successful, second) = last_reload(&agent);
-    assert!(successful == 1.0 && second > first && second <= now(), "{successful} {first} {second}");
+    assert!(successful == 1 && second > first && second <= now(), "{successful} {first} {second}");
 
     // What needs a restart is said as long as it does.
     agent.reload().unwrap();

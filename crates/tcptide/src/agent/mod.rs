@@ -14,6 +14,9 @@ mod text;
 
 use std::{io::Write as _, net::TcpListener};
 
+#[cfg(test)]
+pub(crate) use reload::RELOADABLE;
+
 use anyhow::Context as _;
 use probe::check_privileges;
 
@@ -42,14 +45,10 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
 /// Whoever comes here has settings that are right.
 fn check(args: &AgentArgs) -> anyhow::Result<()> {
     let mut out = Output::stdout();
-    match &args.config_file {
-        Some(file) => {
-            writeln!(out, "the settings are right: {}, the environment and the flags", file.display())?
-        }
-        None => writeln!(
-            out,
-            "the settings are right: the environment and the flags, without a file (--config.file)"
-        )?,
-    }
+    let file = match &args.config_file {
+        Some(file) => format!("{}, the environment and the flags", file.display()),
+        None => "the environment and the flags, without a file (--config.file)".to_owned(),
+    };
+    writeln!(out, "the settings are right: {file}")?;
     Ok(out.flush()?)
 }

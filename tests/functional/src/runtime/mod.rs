@@ -154,7 +154,9 @@ fn remove_folder(folder: &Path, containers: &[PathBuf]) {
         eprintln!("leaving {} behind: {error}", folder.display());
     }
     for mount in cgroup_mounts() {
-        machines::CGROUPS.iter().for_each(|left| remove_empty_below(&mount.join(left)));
+        for left in machines::CGROUPS {
+            remove_empty_below(&mount.join(left));
+        }
     }
     remove_empty_cgroups(Path::new(docker::CGROUPS));
     remove_empty_cgroups(&Path::new(podman::CGROUPS).join("conmon"));
