@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run install uninstall test test-vm check bench docs fmt clean
+.PHONY: help run install uninstall deb test-deb test test-vm check bench docs fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,12 @@ install: ## install it with manual pages, completions, unit and settings; PREFIX
 
 uninstall: ## remove what `make install` installed, but for settings that were changed
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/install.sh uninstall
+
+deb: ## a package for Debian, in target/debian
+	@tools/deb.sh
+
+test-deb: ## the same, installed, run and removed again in a container; as root
+	@tools/deb.sh test
 
 test: ## everything that this machine can test; installs the tests' tools when root
 	@tools/test.sh

@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use functional::cgroup::Cgroup;
 use functional::process::{output, require};
+use functional::runtime::Machines;
 use functional::tcptide::Tcptide;
 
 fn repository() -> PathBuf {
@@ -102,4 +104,60 @@ fn what_is_installed_works_and_goes_again() {
     assert!(root.join("usr/bin/tcptide").metadata().unwrap().permissions().mode() & 0o111 == 0o111);
     script(root, "/usr", "uninstall");
     assert_eq!(fs::read_dir(root).unwrap().count(), 0, "{:?}", files(root));
+}
+
+/// What the story in the container does; each part's answer goes to a file of its own.
+const SCRIPT: &str = r#"#!/bin/sh
+cd /tmp/story
+ip link set lo up
+# The host may have it that packages start nothing.
+rm -f /usr/sbin/policy-rc.d
+dpkg --install tcptide.deb >installed 2>&1; echo $? >>installed
+systemctl is-active tcptide >active
+systemctl is-enabled tcptide >enabled
+dpkg --verify tcptide >verified
+tcptide states >states 2>&1; echo $? >>states
+python3 -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:9836/-/ready").read().decode())' >ready
+echo "edges = true" >>/etc/tcptide/tcptide.toml
+dpkg --remove tcptide >removed 2>&1; echo $? >>removed
+systemctl is-active tcptide >inactive
+ls /etc/tcptide >kept
+dpkg --purge tcptide >purged 2>&1; echo $? >>purged
+find /etc /usr /var/lib/systemd -path /usr/local -prune -o \
+    \( -path '*/bin/tcptide' -o -path '/etc/*tcptide*' -o -path '/usr/share/*/tcptide*' -o -name 'tcptide.service*' \) -print >left
+touch whole
+systemctl poweroff
+"#;
+
+/// On a Debian that is booted for this: `make test-deb` makes the package and tells it.
+#[test]
+#[ignore = "make test-deb: the package takes minutes to make"]
+fn the_package_is_installed_run_and_removed() {
+    let package = std::env::var_os("TCPTIDE_DEB").expect("TCPTIDE_DEB: the package");
+    let machines = Machines::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let story = folder.path();
+    fs::set_permissions(story, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(story.join("script"), SCRIPT).unwrap();
+    fs::set_permissions(story.join("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(package, story.join("tcptide.deb")).unwrap();
+    let service = "[Unit]\nAfter=sysinit.target\n[Service]\nType=oneshot\nExecStart=/tmp/story/script\n";
+    fs::write(story.join("story.service"), service).unwrap();
+    let service = story.join("story.service");
+    let cgroup = Cgroup::new(format!("story{}-deb.service", std::process::id())).unwrap();
+    let files = [(story, "/tmp/story"), (&*service, "/etc/systemd/system/story.service")];
+    let console = machines.boot(&cgroup, &files, "story.service").unwrap();
+    let of = |name: &str| fs::read_to_string(story.join(name)).unwrap_or_default().trim().to_owned();
+    assert!(story.join("whole").exists(), "it did not come to its end: {}", console.join("\n"));
+
+    assert!(of("installed").ends_with("\n0"), "{}", of("installed"));
+    assert_eq!((&*of("active"), &*of("enabled")), ("active", "enabled"), "{}", of("installed"));
+    assert_eq!(of("verified"), "", "what is there is what was packed");
+    assert!(of("states").ends_with("\n0"), "{}", of("states"));
+    assert_eq!(of("ready"), "tcptide is ready");
+    assert!(of("removed").ends_with("\n0"), "{}", of("removed"));
+    assert_ne!(of("inactive"), "active");
+    assert_eq!(of("kept"), "tcptide.toml", "settings stay until they are purged");
+    assert!(of("purged").ends_with("\n0"), "{}", of("purged"));
+    assert_eq!(of("left"), "");
 }
