@@ -126,7 +126,14 @@ cd /tmp/story
 ip link set lo up
 unshare --net sleep 60 &
 show() { systemctl show tcptide -p "$1" --value; }
+end() {
+    journalctl --no-pager -o cat -u tcptide -u init.scope >log
+    touch whole
+    systemctl poweroff
+    exit
+}
 systemctl start tcptide; echo $? >start
+[ "$(cat start)" = 0 ] || end
 show StatusText >status
 cat /proc/$(show MainPID)/status >process
 python3 -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:9836/metrics").read().decode())' >metrics
@@ -145,9 +152,7 @@ done
 show NRestarts >restarted
 systemctl stop tcptide
 show Result >result
-journalctl --no-pager -o cat -u tcptide -u init.scope >log
-touch whole
-systemctl poweroff
+end
 "#;
 
 /// The unit as it is packaged, under systemd as the first process: of its sandbox all is in force but limits of memory where

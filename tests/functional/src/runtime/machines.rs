@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{cgroup_mounts, entries, folder, image, remove_empty_below, remove_folder};
+use super::{entries, folder, image, remove_cgroup_tree, remove_folder};
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
 use crate::process::{Reading, output, require};
@@ -87,10 +87,8 @@ impl Machines {
         let mut running = Reading::start(&mut unit.wrap(&command))?;
         running.close_stdin();
         let ended = running.wait(BOOT);
-        // Beside version 2 it has another in the hierarchy that systemd keeps for itself.
-        for mount in cgroup_mounts() {
-            remove_empty_below(&mount.join(unit.path().strip_prefix("/").unwrap_or(unit.path())));
-        }
+        // It has others in hierarchies of version 1; and where it did not end in time, there is more to end than its keeper.
+        remove_cgroup_tree(unit.path().strip_prefix("/").unwrap_or(unit.path()));
         let ended = ended?;
         Ok([ended.stdout, ended.stderr].concat())
     }
