@@ -5,7 +5,7 @@
 
 use std::{
     any::TypeId,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     env,
     ffi::OsString,
     fmt, fs, iter,
@@ -63,11 +63,8 @@ pub(crate) fn command_line(words: &[OsString]) -> anyhow::Result<Cli> {
 
 /// The flags whose values differ.
 pub(crate) fn changed(old: &Values, new: &Values) -> Vec<String> {
-    let names: HashSet<_> = old.keys().chain(new.keys()).collect();
-    let mut changed: Vec<_> =
-        names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect();
-    changed.sort_unstable();
-    changed
+    let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
 }
 
 fn values(given: &ArgMatches) -> Values {
@@ -542,7 +539,7 @@ mod tests {
             let inside = format!("{name}.");
             assert!(!names.iter().any(|other| other.starts_with(&inside)), "{name} is a value and a table");
         }
-        let variables: HashSet<_> = names.iter().filter_map(|name| variable(name)).collect();
+        let variables: BTreeSet<_> = names.iter().filter_map(|name| variable(name)).collect();
         assert_eq!(variables.len() + NOT_IN_THE_ENVIRONMENT.len(), names.len());
         assert!(variables.contains("TCPTIDE_WEB_LISTEN_ADDRESS"));
     }

@@ -125,6 +125,14 @@ const SCRIPT: &str = r#"#!/bin/sh
 cd /tmp/story
 ip link set lo up
 unshare --net sleep 60 &
+# A runtime, of which it is enough that it is asked.
+python3 -c 'import socket
+runtime = socket.socket(socket.AF_UNIX)
+runtime.bind("/run/docker.sock")
+runtime.listen()
+open("listening", "w").close()
+open("asked", "wb").write(runtime.accept()[0].recv(4096))' &
+for i in $(seq 100); do [ -e listening ] && break; sleep 0.1; done
 show() { systemctl show tcptide -p "$1" --value; }
 end() {
     journalctl --no-pager -o cat -u tcptide -u init.scope >log
@@ -214,6 +222,7 @@ fn the_unit_works_under_systemd_in_its_sandbox() {
     assert_eq!(programs(&metrics), programs(&outside.scrape().unwrap()), "{log}");
     let namespaces = |status| metrics.sum("tcptide_namespaces", &[("status", status)]);
     assert_eq!((namespaces("read"), namespaces("unreadable")), (Some(2.0), Some(0.0)), "{log}");
+    assert!(of("asked").starts_with("GET /"), "the runtime's socket: {:?}", of("asked"));
     assert_eq!(metrics.sum("tcptide_config_last_reload_successful", &[]), Some(1.0));
 
     assert_eq!(of("reload"), "0", "{log}");
