@@ -31,7 +31,7 @@ test-vm: ## tcptide on Debian's kernels in virtual machines (x86-64, no root); A
 	@tools/vm.sh $(ARGS)
 
 bench: ## what tcptide costs, beside nothing and other tools, as root, in a quarter of an hour; ARGS=--help tells more
-	@cargo build --locked --release -p tcptide -p functional -p bench
+	@cargo build --locked --release --workspace
 	@$${CARGO_TARGET_DIR:-target}/release/bench $(or $(ARGS),overhead)
 
 docs: ## write the generated pages in docs/ anew

@@ -13,6 +13,12 @@ fail() {
 built_as=()
 [[ -z ${TESTS_AS_RELEASED:-} ]] || built_as=(--release)
 
+# Each set of packages that cargo is asked for has features of its own in what the packages share, and has that built again:
+# everything is asked for at once, wherever it will be built anyway.
+# shellcheck disable=SC2034
+just_tcptide=(-p tcptide)
+[[ -z ${TESTS_AS_RELEASED:-} ]] || just_tcptide=(--workspace)
+
 is_root() { [[ $(id -u) == 0 ]]; }
 
 # Runs a command as root: as it is, or through sudo.

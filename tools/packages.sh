@@ -33,6 +33,7 @@ program ps          procps          procps-ng                     procps-ng proc
 program bpftool     bpftool         bpftool                       bpf       bpftool          bpftool
 program script      bsdutils        util-linux-script             util-linux util-linux-misc util-linux
 program python3     python3-minimal python3                       python    python3          python3
+module  ensurepip   python3-venv    python3-pip                   python    python3          python3
 program iptables    iptables        iptables                      iptables  iptables         iptables
 program tshark      tshark          wireshark-cli                 wireshark-cli tshark       wireshark
 program dumpcap     wireshark-common wireshark-cli                wireshark-cli wireshark-common wireshark
@@ -81,6 +82,7 @@ has() {
     case $1 in
         program) command -v "$2" ;;
         file) [[ -e $2 ]] ;;
+        module) python3 -c "import $2" ;;
         static) command -v "$2" && ! ldd "$(command -v "$2")" ;;
         header) printf '#include <%s>\n' "$2" | cc -E - ;;
     esac >/dev/null 2>&1
@@ -123,6 +125,15 @@ apt_install() {
     # No package lists, or lists so old that the mirror no longer has what they name.
     "${apt[@]}" update >/dev/null
     "${install[@]}" >/dev/null || fail "apt could not install: $*"
+}
+
+# The client that reads the API's own document, for the tests: in the folder $1, and on the PATH.
+python_tools() {
+    if [[ ! -x $1/bin/schemathesis ]]; then
+        python3 -m venv "$1"
+        "$1/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5
+    fi
+    PATH=$PATH:$(realpath "$1")/bin
 }
 
 # Runs a command (as root) during which no package starts a service: the tests start their own.

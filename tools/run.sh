@@ -8,7 +8,7 @@ source tools/rust.sh
 
 build_needs | install_missing
 need_rust
-cargo build --locked --release -p tcptide
+cargo build --locked --release "${just_tcptide[@]}"
 
 tcptide=${CARGO_TARGET_DIR:-target}/release/tcptide
 show() {

@@ -45,19 +45,19 @@ check() {
     step "lints" cargo clippy "${built_as[@]}" --locked --workspace --all-targets -- -D warnings
     step "API documentation" env RUSTDOCFLAGS="-D warnings" cargo doc "${built_as[@]}" --locked --workspace --no-deps
     step "dependencies" tools/deny.sh
-    step "unit tests" cargo test "${built_as[@]}" --locked --no-fail-fast -p tcptide-model -p tcptide-probe -p tcptide -p vm -p bench
+    step "unit tests" cargo test "${built_as[@]}" --locked --no-fail-fast --workspace --lib --bins
 }
 
 # Namespaces, containers, BPF: as root only.
 functional() {
     local target=${CARGO_TARGET_DIR:-target}
-    step "release build" cargo build --locked --release -p tcptide -p functional -p bench
+    step "release build" cargo build --locked --release --workspace
     if ! is_root; then
         not_run+=("the functional tests and \`make run\`, which need root")
         return
     fi
     step "tools of the functional tests" install_test_tools
-    step "build of the functional tests" cargo test "${built_as[@]}" --locked -p functional --no-run
+    step "build of the functional tests" cargo test "${built_as[@]}" --locked --workspace --test '*' --no-run
     TCPTIDE=$(realpath "$target/release/tcptide")
     export TCPTIDE
     step "functional tests" stories "$target/stories.log"
@@ -77,18 +77,21 @@ readonly most_again=3
 # tasks (ARCHITECTURE.md, known limits), breaks a story once; what is broken is broken twice.
 stories() {
     local log=$1 failed file story
-    cargo test "${built_as[@]}" --locked --no-fail-fast -p functional -- --test-threads=1 2>&1 | tee "$log" && return
+    cargo test "${built_as[@]}" --locked --no-fail-fast --workspace --test '*' -- --test-threads=1 2>&1 | tee "$log" && return
     failed=$(awk '$1 == "Running" { file = $2; sub(".*/", "", file); sub("[.]rs$", "", file) }
         $1 == "test" && $NF == "FAILED" { print file, $2 }' "$log")
     [[ -n $failed && $(wc -l <<<"$failed") -le $most_again ]] || return 1
     while read -r file story; do
         printf '\n== again: %s in %s.rs\n' "$story" "$file"
-        cargo test "${built_as[@]}" --locked -p functional --test "$file" -- --exact "$story" </dev/null || return 1
+        cargo test "${built_as[@]}" --locked --workspace --test "$file" -- --exact "$story" </dev/null || return 1
         second_try+=("$story in $file.rs")
     done <<<"$failed"
 }
 
-install_test_tools() { test_needs | without_services install_missing; }
+install_test_tools() {
+    test_needs | without_services install_missing
+    python_tools "${CARGO_TARGET_DIR:-target}/python"
+}
 
 # As it runs where nobody watches: stdout is no terminal.
 run_unattended() { tools/run.sh </dev/null | cat; }

@@ -13,4 +13,7 @@ fi
 build_needs | install_missing
 need_rust
 vm_needs | without_services install_missing
-exec cargo run "${built_as[@]}" --locked --quiet -p vm -- "$@"
+cargo build "${built_as[@]}" --locked --quiet --workspace
+profile=debug
+[[ ${#built_as[@]} == 0 ]] || profile=release
+exec "${CARGO_TARGET_DIR:-target}/$profile/vm" "$@"

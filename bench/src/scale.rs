@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use functional::{
+    http,
     process::Reading,
     samples::Scrape,
     tcptide::{Agent, Tcptide},
@@ -33,6 +34,18 @@ const START_LIMIT_MS: f64 = 1000.0;
 const HELP_LIMIT_MS: f64 = 10.0;
 /// Scrapes of an agent after its first.
 const SCRAPES: u32 = 4;
+/// Other ways to be answered, with the headers that ask for them.
+const ENCODINGS: [(&str, &str); 3] = [
+    ("gzip", "Accept-Encoding: gzip\r\n"),
+    ("protobuf", PROTOBUF),
+    (
+        "protobuf, gzip",
+        "Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\r\n\
+         Accept-Encoding: gzip\r\n",
+    ),
+];
+const PROTOBUF: &str =
+    "Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\r\n";
 /// The kernel frees the last one's storage after its end, on the CPUs that the next one needs.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -101,7 +114,8 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
     thread::sleep(2 * SETTLE);
     let memory = kernel_memory()?;
     let start = Instant::now();
-    let agent = tcptide.agent::<&str>([])?;
+    // What is measured is what all series of all cgroups cost.
+    let agent = tcptide.agent(["--metrics.max-series", "100000000"])?;
     report.add_limited("agent: start to attached", "ms", ms(start.elapsed()), Some(START_LIMIT_MS));
     let grown = kernel_memory()?.saturating_sub(memory);
     let (_, now) = resident(agent.pid()).context("the agent is gone")?;
@@ -112,6 +126,17 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
     for _ in 0..SCRAPES {
         thread::sleep(Duration::from_millis(100));
         scrape(report, &agent, "agent: later scrape", crowd)?;
+    }
+    for (name, headers) in ENCODINGS {
+        for _ in 0..SCRAPES {
+            thread::sleep(Duration::from_millis(100));
+            let (cpu, start) = (cpu_of(agent.pid())?, Instant::now());
+            let (_, body) = http::get_bytes(agent.address(), "/metrics", headers)?;
+            let (took, cpu) = (start.elapsed(), cpu_of(agent.pid())?.saturating_sub(cpu));
+            report.add(&format!("agent: scrape, {name}"), "ms", ms(took));
+            report.add(&format!("agent: scrape, {name}: CPU of the agent"), "ms", ms(cpu));
+            report.add(&format!("agent: scrape, {name}: answer"), "KiB", body.len() as f64 / 1024.0);
+        }
     }
     let (most, _) = resident(agent.pid()).context("the agent is gone")?;
     report.add_limited("agent: resident, at most", "MiB", mib(most), Some(RESIDENT_LIMIT_MIB));

@@ -8,7 +8,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     container::Container,
@@ -36,7 +37,7 @@ impl Clock {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// The first SYN was sent, or a passive connection came out of its listener.
@@ -91,7 +92,7 @@ impl Event {
 }
 
 /// Who began the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// This side called `connect()`.
@@ -188,11 +189,34 @@ pub const RETRANSMIT_NAMES: [&str; retransmit::RETRANSMITS] =
 pub const FAST_OPEN_NAMES: [Option<&str>; fast_open::FAST_OPENS] =
     [None, Some("used"), Some("no_cookie"), Some("not_taken"), Some("syn_lost")];
 
+/// Whose resets and closed windows there are.
+const SIDE_NAMES: [&str; 4] = ["sent", "received", "peer", "own"];
+
 /// Congestion avoidance states, by `enum tcp_ca_state`.
 const CA_STATE_NAMES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "loss"];
 
+/// One of the words in this file's tables and in [`drop::NAMES`].
+pub type Word = &'static str;
+
+/// What is no such word, as of a newer version.
+const UNKNOWN: Word = "unknown";
+
+fn known(text: &str) -> Word {
+    let states = STATE_NAMES.iter().chain(&FAST_OPEN_NAMES).copied().flatten();
+    let names = [&REASON_NAMES[..], &RETRANSMIT_NAMES, &CA_STATE_NAMES, &drop::NAMES, &SIDE_NAMES];
+    states.chain(names.into_iter().flatten().copied()).find(|word| *word == text).unwrap_or(UNKNOWN)
+}
+
+fn word<'de, D: Deserializer<'de>>(from: D) -> Result<Word, D::Error> {
+    Ok(known(&String::deserialize(from)?))
+}
+
+fn word_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Word>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.as_deref().map(known))
+}
+
 /// A process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
     /// Its id in the host's namespace.
     pub pid: u32,
@@ -201,7 +225,7 @@ pub struct Process {
 }
 
 /// One end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
     /// IPv4 inside IPv6 is IPv4.
     pub address: IpAddr,
@@ -217,7 +241,7 @@ pub struct Endpoint {
 }
 
 /// Segments sent again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Retransmits {
     /// All: `tcp_sock.total_retrans`.
     pub total: u32,
@@ -232,7 +256,7 @@ pub struct Retransmits {
     /// SYN-ACKs.
     pub synack: u32,
     /// Those that the kernel counted and told nothing of; rare, and absent where there is none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub other: u32,
 }
 
@@ -247,7 +271,7 @@ fn is_false(b: &bool) -> bool {
 }
 
 /// Round-trip time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rtt {
     /// Smoothed: `tcp_sock.srtt_us` / 8.
     pub srtt_us: u32,
@@ -268,7 +292,7 @@ pub struct Rtt {
 }
 
 /// Time with data to send.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Limited {
     /// All of it, us: what the next two have is part of it, as in `ss -i`.
     pub busy: u64,
@@ -279,7 +303,7 @@ pub struct Limited {
 }
 
 /// What became of segments on their way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Path {
     /// Segments that the sender held for lost: `tcp_sock.lost`.
     pub lost: u32,
@@ -293,7 +317,7 @@ pub struct Path {
 }
 
 /// Times that a receive window was seen closed, and for how long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ZeroWindows {
     /// The peer's: it does not read what it is sent. 65535: as often or more often.
     pub peer: u32,
@@ -306,7 +330,7 @@ pub struct ZeroWindows {
 }
 
 /// A congestion avoidance state's share of a connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CongestionState {
     /// Times that it was entered; 65535: as often or more often.
     pub entered: u32,
@@ -315,7 +339,7 @@ pub struct CongestionState {
 }
 
 /// Congestion avoidance states other than open: `tcp_cong_state_set`, since Linux 5.19.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CongestionStates {
     /// Something arrived out of order, or is missing.
     pub disorder: CongestionState,
@@ -328,7 +352,7 @@ pub struct CongestionStates {
 }
 
 /// How long received data waited until the application read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReadDelay {
     /// Times that there was something to read after nothing had been.
     pub times: u32,
@@ -337,7 +361,7 @@ pub struct ReadDelay {
 }
 
 /// What lies in buffers, and how much the receivers would take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Buffered {
     /// Received and not read by the application, bytes: `tcp_sock.rcv_nxt - copied_seq`.
     pub unread: u32,
@@ -350,20 +374,21 @@ pub struct Buffered {
 }
 
 /// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Close {
     /// One of [`REASON_NAMES`].
-    pub reason: &'static str,
+    #[serde(deserialize_with = "word")]
+    pub reason: Word,
     /// The state it was in, one of [`STATE_NAMES`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word_or_none")]
+    pub state: Option<Word>,
     /// The socket's error, as in errno(3).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno: Option<u16>,
 }
 
 /// What a connection had carried when it was adopted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Before {
     /// Payload bytes sent, each once.
     pub sent_bytes: u64,
@@ -386,7 +411,7 @@ pub struct Before {
 }
 
 /// One connection at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Connection {
     /// When this was so.
     pub time: Timestamp,
@@ -408,7 +433,8 @@ pub struct Connection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
     /// TCP state, one of [`STATE_NAMES`].
-    pub state: &'static str,
+    #[serde(deserialize_with = "word")]
+    pub state: Word,
     /// This end.
     pub local: Endpoint,
     /// The far end.
@@ -427,10 +453,10 @@ pub struct Connection {
     pub accept_wait_us: Option<u32>,
     /// Whether it was no more than that: the kernel takes no program at `accept()`, and so it is the time until the
     /// connection was first seen in use.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub accept_wait_is_bound: bool,
     /// Whether it still waits for that.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub waits_for_accept: bool,
     /// From the completed handshake to the first payload received. Absent before that, and where the payload came with
     /// the handshake.
@@ -479,8 +505,8 @@ pub struct Connection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub congestion: Option<String>,
     /// Congestion avoidance state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_state: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word_or_none")]
+    pub ca_state: Option<Word>,
     /// The states other than open; absent before Linux 5.19, and where only a single look was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub congestion_states: Option<CongestionStates>,
@@ -503,15 +529,15 @@ pub struct Connection {
     /// Whether both ends agreed on ECN.
     pub ecn: bool,
     /// What became of TCP Fast Open, one of [`FAST_OPEN_NAMES`]; absent where it was not tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fast_open: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word_or_none")]
+    pub fast_open: Option<Word>,
     /// Which MPTCP connection this is a subflow of: the token that `ss -M -i` shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mptcp_token: Option<String>,
     /// What a retransmit ([`RETRANSMIT_NAMES`]), a reset (`sent`, `received`), a drop ([`drop::NAMES`]) or a closed
     /// window (`peer`, `own`) was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word_or_none")]
+    pub kind: Option<Word>,
     /// How it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub close: Option<Close>,
@@ -524,7 +550,7 @@ pub struct Connection {
 }
 
 /// A listener's queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Queues {
     /// Established, not accepted: `sock.sk_ack_backlog`.
     pub accept: u32,
@@ -558,7 +584,7 @@ impl Connection {
             netns: r.netns,
             cookie: r.cookie,
             direction: Direction::of(r.direction),
-            state: STATE_NAMES.get(usize::from(r.state)).copied().flatten().unwrap_or("unknown"),
+            state: STATE_NAMES.get(usize::from(r.state)).copied().flatten().unwrap_or(UNKNOWN),
             local: local(r),
             peer: peer(r),
             opened_at: (r.opened_ns != 0).then(|| clock.time(r.opened_ns)),
@@ -734,14 +760,15 @@ fn close(r: &record::Connection, event: Option<Event>) -> Option<Close> {
     })
 }
 
-fn kind(event: Event, detail: u8) -> Option<&'static str> {
+fn kind(event: Event, detail: u8) -> Option<Word> {
+    let [sent, received, peer, own] = SIDE_NAMES;
     match event {
         Event::Retransmit => RETRANSMIT_NAMES.get(usize::from(detail)).copied(),
-        Event::Reset if detail == 1 => Some("sent"),
-        Event::Reset => Some("received"),
+        Event::Reset if detail == 1 => Some(sent),
+        Event::Reset => Some(received),
         Event::Drop => drop::NAMES.get(usize::from(detail)).copied(),
-        Event::ZeroWindow if usize::from(detail) == window::WINDOW_PEER => Some("peer"),
-        Event::ZeroWindow => Some("own"),
+        Event::ZeroWindow if usize::from(detail) == window::WINDOW_PEER => Some(peer),
+        Event::ZeroWindow => Some(own),
         _ => None,
     }
 }
@@ -801,6 +828,15 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_newer_version_are_unknown_ones() {
+        let mut row = json(&record(), false);
+        row["state"] = json!("napping");
+        row["kind"] = json!("new");
+        let read: Connection = serde_json::from_value(row).unwrap();
+        assert_eq!((read.state, read.kind), (UNKNOWN, Some(UNKNOWN)));
+    }
+
+    #[test]
     fn times_come_from_the_monotonic_clock() {
         let row = json(&record(), false);
         assert_eq!(row["time"], "1970-01-01T00:00:02Z");
@@ -842,7 +878,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the kernel side hands over, it is told without a panic.
+        /// Whatever the kernel side hands over, it is told without a panic, and can be read back.
         #[test]
         fn any_bytes_have_a_meaning(
             bytes in proptest::array::uniform8(any::<u8>()), times in proptest::array::uniform3(any::<u64>()),
@@ -856,7 +892,9 @@ mod tests {
                 time_ns, opened_ns, established_ns, local_address, peer_address, comm,
                 ..record::Connection::default()
             };
-            prop_assert!(json(&record, is_event).is_object());
+            let told = json(&record, is_event);
+            let read: Connection = serde_json::from_value(told.clone()).unwrap();
+            prop_assert_eq!(serde_json::to_value(read).unwrap(), told);
         }
     }
 }

@@ -45,6 +45,21 @@ impl EdgeCounts {
         self.sent_segments += sent_segments;
         self.retransmitted_segments += retransmitted_segments;
     }
+
+    /// What has come since an earlier reading.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            established: self.established.saturating_sub(earlier.established),
+            failed: self.failed.saturating_sub(earlier.failed),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+            sent_segments: self.sent_segments.saturating_sub(earlier.sent_segments),
+            retransmitted_segments: self
+                .retransmitted_segments
+                .saturating_sub(earlier.retransmitted_segments),
+        }
+    }
 }
 
 /// How the connections of an edge are that are there.

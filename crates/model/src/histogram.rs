@@ -54,6 +54,15 @@ impl Scale {
         (0..self.slots - 1).map(|slot| self.bound_seconds(slot)).collect()
     }
 
+    /// The index of a slot's bucket in the native histogram of this [`schema`](Self::schema): bucket `i` holds what is above
+    /// `2^((i - 1) / 2^schema)` seconds, up to and including `2^(i / 2^schema)`. The first slot begins at zero and is the zero
+    /// bucket, whose threshold is that slot's bound: `None`. The last has no bound, which no native bucket is without but
+    /// that of infinity: it is the bucket that comes next.
+    #[expect(clippy::cast_possible_wrap, reason = "slots are few")]
+    pub const fn native_index(&self, slot: usize) -> Option<i32> {
+        if slot == 0 { None } else { Some(self.first_exponent * self.per_octave as i32 + slot as i32) }
+    }
+
     /// Inclusive upper bounds in seconds of whole octaves; the last is infinite.
     pub fn octaves_seconds(&self) -> Vec<f64> {
         let bounds = self.bounds_seconds().into_iter().step_by(self.per_octave as usize);
@@ -450,7 +459,34 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_schema_is_the_resolution() {
+        assert_eq!(SCALES.map(Scale::schema), [1, 1, 0]);
+        assert_eq!(Scale::RTT.native_index(0), None);
+        // 1 s is 2^0: its bucket ends there.
+        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_000)), Some(0));
+        assert_eq!(Scale::RTT.native_index(Scale::RTT.slot(1_000_001)), Some(1));
+        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_000)), Some(-1));
+        assert_eq!(Scale::LIFETIME.native_index(Scale::LIFETIME.slot(500_001)), Some(0));
+    }
+
     proptest! {
+        /// As the native histogram's own definition has it, with bounds computed from nothing but schema and index.
+        #[test]
+        fn every_duration_is_in_its_native_bucket(us in duration()) {
+            for scale in SCALES {
+                let (slot, seconds) = (scale.slot(us), us as f64 / 1e6);
+                let bound = |index: i32| (f64::from(index) / f64::from(1 << scale.schema())).exp2();
+                match scale.native_index(slot) {
+                    None => prop_assert!(seconds <= scale.bounds_seconds()[0]),
+                    Some(index) => {
+                        prop_assert!(seconds > bound(index - 1), "{us} is not above bucket {}", index - 1);
+                        let is_open = slot + 1 == scale.slots();
+                        prop_assert!(is_open || seconds <= bound(index), "{us} is above bucket {index}");
+                    }
+                }
+            }
+        }
         #[test]
         fn slot_is_the_first_whose_bound_is_not_exceeded(us in duration()) {
             for scale in SCALES {

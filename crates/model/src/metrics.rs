@@ -21,7 +21,7 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Classic buckets, whose bounds are powers of two of a second.
+    /// Its bounds are powers of two of a second.
     Histogram,
 }
 
@@ -70,6 +70,21 @@ impl Reading {
                 sums.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
             }
             (Self::Distribution(sum), Self::Distribution(histogram)) => sum.merge(histogram),
+            // Readings of one row are of one kind.
+            _ => {}
+        }
+    }
+
+    /// Takes off an earlier reading of the same growing counter.
+    pub fn subtract(&mut self, earlier: &Self) {
+        match (self, earlier) {
+            (Self::One(now), Self::One(then)) => *now = now.saturating_sub(*then),
+            (Self::Each(now), Self::Each(then))
+            | (Self::EachSeen(now), Self::EachSeen(then))
+            | (Self::EachMicroseconds(now), Self::EachMicroseconds(then)) => {
+                now.iter_mut().zip(then).for_each(|(now, then)| *now = now.saturating_sub(*then));
+            }
+            (Self::Distribution(now), Self::Distribution(then)) => *now = now.minus(then),
             // Readings of one row are of one kind.
             _ => {}
         }
@@ -440,8 +455,16 @@ own! {
         "Sockets whose owner could not be established: they are counted under ~unattributed."
     EDGES_FOLDED "tcptide_edge_folded_connections_total" Counter []
         "With --edges: connections that found no room for an edge of their own (see --metrics.max-edges): they are in ~other."
-    FOLDED "tcptide_folded_series" Gauge []
-        "0 while every cgroup has series of its own; absent once some were folded into ~other, for how many is not known."
+    FOLDED "tcptide_folded_series" Gauge ["reason"]
+        "Series that containers and edges would have of their own, and that are in ~other instead: no_room (--metrics.max-series), not_wanted (--metrics.include-container, --metrics.exclude-container), too_young (--metrics.min-age). Without those that found no room in the kernel: see tcptide_totals_failures_total."
+    FOLDED_TOTAL "tcptide_series_folds_total" Counter []
+        "Series that went into ~other so far: of newcomers, and of those that lost their own to others."
+    SCRAPES "tcptide_scrapes_total" Counter ["format", "encoding"]
+        "Scrapes that were answered to the end before this one: openmetrics, prometheus (text) or protobuf; gzip or identity."
+    SCRAPE_SECONDS "tcptide_scrape_duration_seconds" Gauge []
+        "How long the last one took, from the question until all of the answer was taken."
+    SCRAPE_BYTES "tcptide_scrape_size_bytes" Gauge []
+        "How long its answer was, before gzip."
     WALK_SECONDS "tcptide_walk_duration_seconds" Gauge []
         "How long the kernel took for this scrape's walk over all sockets."
     WALK_SOCKETS "tcptide_walk_sockets" Gauge []
@@ -459,7 +482,18 @@ pub fn document() -> String {
          Generated from `crates/model/src/metrics.rs`. All are served by `tcptide agent` at `/metrics`.\n\n\
          A metric is absent where the BPF program that feeds it does not run: see `tcptide doctor`. Counters begin when \
          the agent starts, and end a grace period after their container is gone. Bounds of buckets are powers of two of \
-         a second.\n\n\
+         a second; where Prometheus asks for protobuf (`--enable-feature=native-histograms`) histograms are native ones, too, of \
+         schema 1, of `tcptide_connection_duration_seconds` of schema 0, which are exactly what is counted; what is above \
+         the last bound stands in the bucket that comes next.\n\n\
+         With `--edges`, OpenMetrics and protobuf carry exemplars of `tcptide_rtt_seconds`, `tcptide_connect_duration_seconds` \
+         and `tcptide_connection_duration_seconds`: the slowest connection that was seen in the last two minutes, by its \
+         `cookie` (as in `tcptide conns -o wide` and `tcptide explain`) and `peer`.\n\n\
+         An answer has `--metrics.max-series` series at most; those of network namespaces, of tcptide itself, of \
+         `~unattributed` and `~other` come first. What finds no room has no series of its own and is added up \
+         under the container `~other`, whose counters never fall: a container that gets series of its own later begins with \
+         what it counts from then on. One that loses them to a more active one ends its series, as if it were gone, and goes \
+         on from there if it gets them again; what grows meanwhile is in `~other`. So `rate()` and `increase()` over all \
+         series are the same as without a limit.\n\n\
          ## Of containers\n\nEach has the labels `container`, `pod` and `namespace`; the last two are empty outside \
          Kubernetes.\n\n\
          | metric | type | further labels | meaning | read from |\n|---|---|---|---|---|\n",
@@ -519,6 +553,8 @@ fn table_of(page: &mut String, metrics: &[OwnMetric]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -542,8 +578,11 @@ mod tests {
     fn names_follow_the_conventions() {
         let own = NAMESPACE_METRICS.iter().chain(OWN_METRICS).map(|m| (m.name, m.kind));
         let edges = EDGE_METRICS.iter().map(|m| (m.name, m.kind));
+        let mut families = BTreeSet::new();
         for (name, kind) in METRICS.iter().map(|m| (m.name, m.kind)).chain(own).chain(edges) {
             assert!(name.starts_with("tcptide_"), "{name}");
+            // OpenMetrics calls a counter's family by its name without that.
+            assert!(families.insert(name.trim_end_matches("_total")), "{name}: another metric has that name");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         }
     }

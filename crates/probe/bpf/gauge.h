@@ -1036,9 +1036,14 @@ static __noinline void report(struct tcp_sock *tp, struct gauge *g, __u32 event,
 	bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
 }
 
+static __always_inline bool is_sent(__u32 event)
+{
+	return wanted_events & (1 << event) && sent_events & (1 << event);
+}
+
 static __always_inline void tell(struct tcp_sock *tp, struct gauge *g, __u32 event, __u32 state, __u32 detail)
 {
-	if (wanted_events & (1 << event))
+	if (is_sent(event))
 		report(tp, g, event, state, detail);
 }
 

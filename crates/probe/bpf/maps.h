@@ -306,6 +306,8 @@ bool walk_rows = false;
 __u64 walk_seen = 0;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
 __u64 namespace_owners_lost = 0;
+/* Those of wanted_events that are sent; may change while running. */
+__u32 sent_events = ~0;
 /* Whether a cgroup that nobody listed is asked for; may change while running. */
 bool cgroup_by_default = true;
 

@@ -353,6 +353,13 @@ impl Monitor {
         }
     }
 
+    /// Says which of [`Options::events`] are sent from now on: a bit for each of [`record::event`]. All are at the start.
+    pub fn send_events(&mut self, events: u32) {
+        if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
+            data.sent_events = events;
+        }
+    }
+
     /// What was lost so far, indexed by [`record::loss`].
     pub fn losses(&self) -> [u64; loss::LOSSES] {
         // Read as the kernel writes it, from other CPUs.

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     /// Who talks to whom: containers, their peers, and what goes between them
     Map(MapArgs),
     /// Sockets by container and TCP state
-    States(LookArgs),
+    States(StatesArgs),
     /// Listening sockets: how full their queues are, and what they turned away
     Listen(ListenArgs),
     /// What holds connections back: the network, the peer or the container itself, with the numbers that led there
@@ -60,6 +60,23 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
 pub(crate) struct FilterArgs {
+    #[command(flatten)]
+    edge: EdgeFilterArgs,
+    /// Processes by id
+    #[arg(long, value_name = "PIDS")]
+    pid: Option<List<u32>>,
+}
+
+impl FilterArgs {
+    pub(crate) fn filter(&self) -> Filter {
+        Filter { pid: self.pid.clone().unwrap_or_default(), ..self.edge.filter() }
+    }
+}
+
+/// Which connections, by what edges are told by, too.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct EdgeFilterArgs {
     /// Containers by name (with *), or by the beginning of their id
     #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
     container: Option<List<Pattern>>,
@@ -72,9 +89,6 @@ pub(crate) struct FilterArgs {
     /// Cgroups by path, with all below it, or by id
     #[arg(long, value_name = "PATHS")]
     cgroup: Option<List<CgroupRef>>,
-    /// Processes by id
-    #[arg(long, value_name = "PIDS")]
-    pid: Option<List<u32>>,
     /// Ports of either end
     #[arg(long, value_name = "PORTS")]
     port: Option<List<u16>>,
@@ -83,7 +97,7 @@ pub(crate) struct FilterArgs {
     peer: Option<List<ipnet::IpNet>>,
 }
 
-impl FilterArgs {
+impl EdgeFilterArgs {
     pub(crate) fn filter(&self) -> Filter {
         let this = self.clone();
         Filter {
@@ -91,7 +105,7 @@ impl FilterArgs {
             pod: this.pod.unwrap_or_default(),
             namespace: this.namespace.unwrap_or_default(),
             cgroup: this.cgroup.unwrap_or_default(),
-            pid: this.pid.unwrap_or_default(),
+            pid: List::default(),
             port: this.port.unwrap_or_default(),
             peer: this.peer.unwrap_or_default(),
         }
@@ -168,6 +182,18 @@ pub(crate) struct RuntimeArgs {
     pub(crate) node: Option<String>,
 }
 
+/// Which agent to ask.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "A running agent")]
+pub(crate) struct ConnectArgs {
+    /// Ask the agent at this address instead of loading programs, such as http://127.0.0.1:9836: that needs no privileges
+    #[arg(long, value_name = "URL")]
+    connect: Option<String>,
+    /// Certificates (PEM) of who signed the agent's, instead of those that this host trusts
+    #[arg(long = "connect-ca", value_name = "FILE", requires = "connect")]
+    connect_ca: Option<PathBuf>,
+}
+
 /// How long a stream runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StreamArgs {
@@ -181,10 +207,8 @@ pub(crate) struct StreamArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
-    #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
-          default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
-    events: Vec<EventArg>,
+    #[command(flatten)]
+    pub(crate) events: EventArgs,
     /// Measure how long received data waits to be read, too (it costs something with every receive)
     #[arg(long = "read-delay")]
     pub(crate) read_delay: bool,
@@ -196,10 +220,22 @@ pub(crate) struct TraceArgs {
     pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
-impl TraceArgs {
-    pub(crate) fn events(&self) -> u32 {
+/// Which events.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EventArgs {
+    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
+    #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
+          default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
+    events: Vec<EventArg>,
+}
+
+impl EventArgs {
+    /// A bit for each.
+    pub(crate) fn bits(&self) -> u32 {
         self.events.iter().fold(0, |set, event| set | event.event().bit())
     }
 }
@@ -286,6 +322,16 @@ pub(crate) struct LookArgs {
     pub(crate) filter: FilterArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatesArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -313,6 +359,10 @@ pub(crate) struct MapArgs {
     /// Watch for so long, such as 10s: what is opened, fails and is carried meanwhile
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(crate) duration: Option<Duration>,
+    /// Ask a running agent with --edges what was counted in this time up to now, such as 10m [default for --connect:
+    /// http://127.0.0.1:9836]
+    #[arg(long, value_name = "TIME", conflicts_with = "duration", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) since: Option<Duration>,
     /// With --duration, take names from the DNS answers that containers get, too: a program looks at each packet of this host
     #[arg(long, requires = "duration")]
     pub(crate) dns: bool,
@@ -363,6 +413,8 @@ pub(crate) struct ContainersArgs {
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]
@@ -402,6 +454,29 @@ pub(crate) struct AgentArgs {
     #[arg(long = "metrics.max-cgroups", value_name = "NUMBER", default_value_t = 4096,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_cgroups: u32,
+    /// Most series of an answer, with --edges half of them for these. The most active containers and edges have their own; the
+    /// rest is added up in ~other
+    #[arg(long = "metrics.max-series", value_name = "NUMBER", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+    pub(crate) max_series: u32,
+    /// Only these containers have series of their own, by name (with *); the rest is ~other
+    #[arg(long = "metrics.include-container", value_name = "NAMES")]
+    pub(crate) include: Option<List<Pattern>>,
+    /// These containers have none of their own, by name (with *): they are in ~other
+    #[arg(long = "metrics.exclude-container", value_name = "NAMES")]
+    pub(crate) exclude: Option<List<Pattern>>,
+    /// A container that came after the start has series of its own when it was seen for so long; until then it is in ~other
+    #[arg(long = "metrics.min-age", value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
+    pub(crate) min_age: Option<Duration>,
+    /// Leave these labels out of edges and of tcptide_container_info; what differs in them alone is one
+    #[arg(long = "metrics.drop-labels", value_name = "LABELS", value_delimiter = ',')]
+    pub(crate) drop_labels: Vec<DroppedLabel>,
+    /// Which histograms are told: native ones go where Prometheus asks for protobuf, classic ones into every format
+    #[arg(long = "metrics.histograms", value_name = "KIND", default_value = "both")]
+    pub(crate) histograms: Histograms,
+    /// How fine the classic buckets are; native ones are as fine as is counted
+    #[arg(long = "metrics.resolution", value_name = "STEP", default_value = "octave")]
+    pub(crate) resolution: Resolution,
     /// Count by edge, too: who talks to whom. The beginning and the end of each connection is an event then, which costs
     #[arg(long)]
     pub(crate) edges: bool,
@@ -412,6 +487,10 @@ pub(crate) struct AgentArgs {
     /// With --edges, take names from the DNS answers that containers get: a program looks at each packet of this host
     #[arg(long, requires = "edges")]
     pub(crate) dns: bool,
+    /// With --edges, how long to remember who talked to whom, for `tcptide map --since`
+    #[arg(long, value_name = "TIME", default_value = "1h", requires = "edges", allow_hyphen_values = true,
+          value_parser = duration)]
+    pub(crate) history: Duration,
     /// Most network namespaces to read the kernel's own counters of
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -436,6 +515,46 @@ pub(crate) struct AgentArgs {
     pub(crate) runtimes: RuntimeArgs,
 }
 
+/// Which buckets histograms have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Histograms {
+    /// Classic and native ones
+    Both,
+    /// Classic ones only
+    Classic,
+    /// Native ones only: in text, histograms have no more than their count and sum
+    Native,
+}
+
+/// How far the bounds of classic buckets are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resolution {
+    /// A factor of 2
+    Octave,
+    /// A factor of the square root of 2, where it is counted so: twice as many buckets
+    HalfOctave,
+}
+
+/// A label that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum DroppedLabel {
+    /// Of edges: the name of the far end
+    PeerName,
+    /// Of edges: the server's port
+    PeerPort,
+    /// Of tcptide_container_info
+    Id,
+    /// Of tcptide_container_info
+    Runtime,
+    /// Of tcptide_container_info
+    Image,
+    /// Of tcptide_container_info
+    CgroupId,
+    /// Of tcptide_container_info
+    CgroupPath,
+}
+
 /// When run times are measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgramStats {
@@ -458,7 +577,7 @@ impl From<ProgramStats> for probe::Measure {
 }
 
 /// `10s`, `1m30s`, `500ms`, or plain seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let expected = "a time such as 500ms, 10s, 1m30s or 2h";
     let parsed: jiff::SignedDuration = text
         .parse()

@@ -40,9 +40,10 @@ pub(crate) fn registry() -> clap::Command {
 }
 
 /// What was asked for. An error that is clap's own is one of the command line.
-pub(crate) fn command_line(words: &[OsString]) -> anyhow::Result<Cli> {
+pub(crate) fn command_line(words: &[OsString]) -> anyhow::Result<(Cli, ArgMatches)> {
     if words.get(1).is_none_or(|word| word != "agent") {
-        return Ok(Cli::from_arg_matches(&registry().try_get_matches_from(words)?)?);
+        let matches = registry().try_get_matches_from(words)?;
+        return Ok((Cli::from_arg_matches(&matches)?, matches));
     }
     // What is missing may stand in the file; all that is wrong is found by the second look.
     let first = registry().ignore_errors(true).try_get_matches_from(words)?;
@@ -58,7 +59,7 @@ pub(crate) fn command_line(words: &[OsString]) -> anyhow::Result<Cli> {
     if let (Command::Agent(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
         args.values = values(given);
     }
-    Ok(cli)
+    Ok((cli, matches))
 }
 
 /// The flags whose values differ.
@@ -498,23 +499,27 @@ mod tests {
             values.remove("config.file");
             values
         };
-        let plain = match command_line(&words(&[])).unwrap().command {
+        let plain = match command_line(&words(&[])).unwrap().0.command {
             Command::Agent(args) => of(args),
             other => panic!("{other:?}"),
         };
         assert_eq!(of(with(&default_file(), &[]).unwrap()), plain);
-        // Those that have none, or need another, are left as they are.
-        let on = |line: &str| match line.strip_prefix('#') {
-            Some(key) if key.contains(" = ") && !key.starts_with(' ') => {
-                let left = ["runtime-socket", "kubeconfig", "node", "max-edges"];
-                if left.iter().any(|name| key.starts_with(name)) { String::new() } else { key.to_owned() }
+        // Each as it stands there, but for those that need another.
+        let mut all = Vec::new();
+        for arg in agent().get_arguments() {
+            let name = arg.get_long().unwrap_or_default();
+            let is_off = matches!(Shape::of(arg), Shape::Switch | Shape::OptionalText);
+            if NOT_IN_A_FILE.contains(&name) || (arg.get_default_values().is_empty() && !is_off) {
+                continue;
             }
-            _ => line.to_owned(),
-        };
-        let all: Vec<_> = default_file().lines().map(on).collect();
-        assert!(all.iter().filter(|line| line.contains(" = ")).count() > 6, "{all:?}");
-        let file = File::parse(String::new(), &all.join("\n")).unwrap();
-        assert!(file.entries.iter().any(|entry| entry.name == "metrics.grace"));
+            let key = name.rsplit('.').next().unwrap_or(name);
+            assert!(default_file().contains(&format!("\n#{key} = {}\n", default_of(arg))), "{name}");
+            let text = format!("{name} = {}", default_of(arg));
+            if File::parse(String::new(), &text).unwrap().entries.iter().all(|entry| entry.needs.is_empty()) {
+                all.push(text);
+            }
+        }
+        assert!(all.len() > 6, "{all:?}");
         assert_eq!(of(with(&all.join("\n"), &[]).unwrap()), plain);
     }
 
@@ -524,7 +529,7 @@ mod tests {
         let file = folder.path().join("tcptide.toml");
         fs::write(&file, text).unwrap();
         let file = file.to_str().unwrap();
-        match command_line(&words(&[&["--config.file", file], flags].concat()))?.command {
+        match command_line(&words(&[&["--config.file", file], flags].concat()))?.0.command {
             Command::Agent(args) => Ok(args),
             other => panic!("{other:?}"),
         }

@@ -1,7 +1,9 @@
 //! tcptide: per-container TCP monitoring for Linux with eBPF.
 
 mod agent;
+mod answer;
 mod args;
+mod client;
 mod command;
 mod config;
 mod identity;
@@ -15,11 +17,11 @@ mod session;
 
 use std::{env, process::ExitCode};
 
-use crate::{args::Command, output::say};
+use crate::{args::Command, client::Remote, output::say};
 
 fn main() -> ExitCode {
-    let cli = match config::command_line(&env::args_os().collect::<Vec<_>>()) {
-        Ok(cli) => cli,
+    let (cli, matches) = match config::command_line(&env::args_os().collect::<Vec<_>>()) {
+        Ok(given) => given,
         Err(error) => match error.downcast::<clap::Error>() {
             Ok(usage) => usage.exit(),
             Err(error) => {
@@ -29,20 +31,11 @@ fn main() -> ExitCode {
         },
     };
     start_logging();
-    let result = match cli.command {
-        Command::Trace(args) => command::trace::run(&args),
-        Command::Connlat(args) => command::connlat::run(&args),
-        Command::Rtt(args) => command::rtt::run(&args),
-        Command::Conns(args) => command::conns::run(&args),
-        Command::States(args) => command::states::run(&args),
-        Command::Listen(args) => command::listen::run(&args),
-        Command::Explain(args) => command::explain::run(&args),
-        Command::Map(args) => command::map::run(&args),
-        Command::Containers(args) => command::containers::run(&args),
-        Command::Agent(args) => agent::run(&args),
-        Command::Doctor(args) => command::doctor::run(&args),
-        Command::Completions { shell } => command::completions::run(shell),
-        Command::Man { folder } => command::completions::man(&folder),
+    let command = config::registry();
+    let given = matches.subcommand().and_then(|(name, given)| Some((given, command.find_subcommand(name)?)));
+    let result = match given.map(|(given, command)| Remote::of(given, command)).transpose() {
+        Ok(agent) => run(cli.command, agent.flatten().as_ref()),
+        Err(error) => Err(error),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +44,25 @@ fn main() -> ExitCode {
             say!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs a command, with the agent that it is to ask instead.
+fn run(command: Command, agent: Option<&Remote>) -> anyhow::Result<()> {
+    match command {
+        Command::Trace(args) => command::trace::run(&args, agent),
+        Command::Connlat(args) => command::connlat::run(&args),
+        Command::Rtt(args) => command::rtt::run(&args),
+        Command::Conns(args) => command::conns::run(&args, agent),
+        Command::States(args) => command::states::run(&args, agent),
+        Command::Listen(args) => command::listen::run(&args, agent),
+        Command::Explain(args) => command::explain::run(&args),
+        Command::Map(args) => command::map::run(&args, agent),
+        Command::Containers(args) => command::containers::run(&args, agent),
+        Command::Agent(args) => agent::run(&args),
+        Command::Doctor(args) => command::doctor::run(&args),
+        Command::Completions { shell } => command::completions::run(shell),
+        Command::Man { folder } => command::completions::man(&folder),
     }
 }
 

@@ -101,6 +101,16 @@ impl Session {
         Self::begin(filter, output, options, None, false)
     }
 
+    /// The same for a look that shows no far ends: only if one is asked for, all sockets are sent.
+    pub(crate) fn start_to_look(
+        filter: &FilterArgs,
+        output: &OutputArgs,
+        options: Options,
+        peer: &PeerArgs,
+    ) -> anyhow::Result<Self> {
+        Self::begin(filter, output, options, (!peer.is_empty()).then(|| peer.clone()), false)
+    }
+
     /// The same for looks that tell far ends. They may be sockets that the filter leaves out, so that the kernel side sends
     /// all. With `dns`, DNS answers are looked at.
     pub(crate) fn start_with_peers(

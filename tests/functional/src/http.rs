@@ -39,6 +39,20 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Response> {
     ask(stream, path).with_context(|| format!("GET http://{address}{path}"))
 }
 
+/// GETs `path` with more headers, each ended by a line break; returns the answer's headers and its body as it came.
+pub fn get_bytes(address: SocketAddr, path: &str, headers: &str) -> Result<(String, Vec<u8>)> {
+    let mut stream =
+        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.context("an answer without an end of its headers")?;
+    let body = answer.split_off(end + 4);
+    Ok((String::from_utf8_lossy(&answer).into_owned(), body))
+}
+
 /// GETs `path` from a Unix socket.
 pub fn get_unix(socket: &Path, path: &str) -> Result<Response> {
     let stream =

@@ -8,10 +8,13 @@ use containers::{
     SOON, list, network, tell_apart_in_one_network, tell_of_a_live_connection, tell_of_a_page,
     tell_of_another_name, tell_of_names, trace,
 };
+use std::fs;
+
 use functional::cgroup::Cgroup;
 use functional::process::output;
-use functional::runtime::{Containers, IMAGE, Podman};
-use functional::workload;
+use functional::runtime::{Containers, IMAGE, Podman, Rootless, USER};
+use functional::tcptide::Tcptide;
+use functional::workload::{self, Running};
 use serde_json::Value;
 
 #[test]
@@ -29,6 +32,47 @@ fn connections_are_told_with_their_containers_and_conmon_is_none() {
 fn containers_of_a_pod_are_told_apart() {
     let podman = Podman::start().unwrap();
     tell_apart_in_one_network(&podman, podman.netns(), &["--network", "container:net"]);
+}
+
+/// A container that its user made without root. Podman leaves it in the user's cgroup where version 1 hierarchies are
+/// mounted, too; the story puts it where systemd puts it on other hosts.
+#[test]
+fn a_users_own_container_is_named_by_the_users_own_service() {
+    let podman = Rootless::start().unwrap();
+    let host = Cgroup::unique("rootless-host").unwrap();
+    let server = Running::inside(&host, podman.netns(), &["serve", "--listen", "127.0.0.1:9700"]).unwrap();
+    server.listening().unwrap();
+    let wait =
+        "until [ -e /tmp/go ]; do sleep 0.1; done; sleep 100 | workload hold --to 127.0.0.1:9700 --count 5";
+    let (id, pid) = podman.run("shop", &["/bin/sh", "-c", wait]).unwrap();
+    let services = format!("user.slice/user-{USER}.slice/user@{USER}.service/user.slice");
+    let cgroup = Cgroup::new(format!("{services}/libpod-{id}.scope/container")).unwrap();
+    fs::write(cgroup.folder().join("cgroup.procs"), pid.to_string()).unwrap();
+    let socket = podman.socket();
+    let own = ["--container", "shop", "--runtime-socket", socket.to_str().unwrap(), "-o", "json"];
+    let trace = Tcptide::find().unwrap().spawn(["trace"].iter().chain(&own)).unwrap();
+    trace.wait_ready().unwrap();
+    fs::write(format!("/proc/{pid}/root/tmp/go"), "").unwrap();
+    let event = trace.wait_for_json(SOON, |event| event["event"] == "established").unwrap();
+    let container = &event["container"];
+    assert_eq!((&container["name"], &container["id"]), (&"shop".into(), &id.clone().into()), "{event:#}");
+    assert_eq!(
+        (&container["runtime"], &container["image"]),
+        (&"podman".into(), &format!("localhost/{IMAGE}").into())
+    );
+    assert_eq!(container["cgroup_path"], format!("/{services}/libpod-{id}.scope"));
+    trace.interrupt().unwrap();
+    let conns = Tcptide::find()
+        .unwrap()
+        .run(["conns"].iter().chain(&own))
+        .unwrap()
+        .success()
+        .unwrap()
+        .json()
+        .unwrap();
+    let ends: Vec<_> =
+        conns.as_array().unwrap().iter().map(|one| &one["peer"]["container"]["name"]).collect();
+    assert_eq!(ends, vec![&Value::from(host.path().to_str().unwrap()); 5]);
 }
 
 /// What connects from a cgroup such as systemd gives to conmon is not its container's.

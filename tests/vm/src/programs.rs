@@ -20,9 +20,9 @@ pub(crate) struct Programs {
 
 /// Builds everything, or finds that it has been built.
 pub(crate) fn build() -> Result<Programs> {
-    // Together, as `make bench` does: else what both need would be built twice.
-    let released = cargo(&["build", "--release", "-p", "tcptide", "-p", "functional", "-p", "bench"])?;
-    let mut tests = vec!["test", "--no-run", "-p", "functional"];
+    // Together, as the other steps of the tests do: else what they share would be built twice.
+    let released = cargo(&["build", "--release", "--workspace"])?;
+    let mut tests = vec!["test", "--no-run", "--workspace", "--test", "*"];
     // As in tools/lib.sh.
     if std::env::var_os("TESTS_AS_RELEASED").is_some() {
         tests.push("--release");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Runtime};
@@ -26,7 +27,7 @@ const LONGEST_KEY: usize = 512;
 pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// What a pod belongs to, such as a Deployment, as Kubernetes tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PodOwner {
     /// Such as `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`; any other kind as it is called.
     pub kind: String,
@@ -176,7 +177,7 @@ fn is_empty(labels: &Labels) -> bool {
 }
 
 /// A container inside another, as far as its path tells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Inner {
     /// Its name if a runtime told it, else the best one the path gives.
     pub name: String,
@@ -190,7 +191,7 @@ pub struct Inner {
 }
 
 /// The owner of a connection: the `container` object of every JSON output. Absent means not known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Container {
     /// The name to show: the runtime's, else the best one the path gives. Raw: a terminal shows it
     /// through [`sanitize`](super::sanitize).

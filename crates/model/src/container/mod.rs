@@ -26,6 +26,7 @@ mod text;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use metadata::{Container, Inner, Labels, Metadata, PodOwner};
@@ -33,7 +34,7 @@ use path::Step;
 pub use text::{nearest, sanitize};
 
 /// Who made a cgroup, as far as its path tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Runtime {
     /// Docker Engine, `BuildKit` steps inside it included.

@@ -95,7 +95,7 @@ int drop(__u64 *ctx)
 		count(strays->dropped_packets[slot], 1);
 	else if (slot < DROP_REASONS && t)
 		count(t->dropped_packets[slot], 1);
-	if (receiver && wanted_events & (1 << EVENT_DROP))
+	if (receiver && is_sent(EVENT_DROP))
 		tell_drop(receiver, slot);
 	return 0;
 }

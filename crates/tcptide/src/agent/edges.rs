@@ -3,18 +3,21 @@
 //! Connections are followed from their events and the rows of the walks. What a connection has counted belongs to one
 //! edge for its whole life, chosen when the edge is first shown or the connection ended: no counter falls, and the sum of
 //! all edges is what the containers counted.
+//!
+//! An edge that has no series of its own ([`Budget`]) adds what it counts meanwhile to its container's `~other`, or, where that
+//! has none either, to that of all such containers.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use model::{
     connection::{Direction, LISTEN, peer, rtt, since_ns},
     container::Container,
-    edge::{EdgeCounts, EdgeNow},
+    edge::{EDGE_METRICS, EdgeCounts, EdgeNow},
     record::{
         self,
         event::{EVENT_CLOSE, EVENT_ESTABLISHED, EVENT_FAIL},
@@ -22,10 +25,13 @@ use model::{
 };
 
 use super::{
-    series::{Labels, Sample, labels},
-    text,
+    budget::{Budget, Candidate, Claim, for_newcomers},
+    family::LabelSet,
+    history::{Added, History},
+    series::{Labels, OTHER, labels},
 };
 use crate::{
+    answer::edges::{Edge as Told, EdgeId, Node, Side, sort},
     names::Called,
     peers::{self, Peers, SETTLED, Starts},
 };
@@ -33,8 +39,11 @@ use crate::{
 /// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
 const MISSED_WALKS: u32 = 2;
 
-/// The far end where there is no room for an edge of its own.
-const OTHER: &str = "~other";
+/// How long a step of the history takes.
+const STEP: Duration = Duration::from_secs(5);
+/// It takes so many times as long as what is done for it, if that is more.
+const MOST_OFTEN: u32 = 100;
+
 /// Clients on other hosts that have no name: their addresses are too many to be labels.
 const ELSEWHERE: &str = "~elsewhere";
 
@@ -49,6 +58,7 @@ struct Key {
     near: Labels,
     far: Labels,
     name: String,
+    /// The server's.
     port: Option<u16>,
     direction: Option<Direction>,
 }
@@ -56,13 +66,23 @@ struct Key {
 impl Key {
     /// The same container's connections to whom there is no room for.
     fn of_others(self) -> Self {
-        let far = Labels { container: OTHER.to_owned(), ..Labels::default() };
-        Self { far, name: String::new(), port: None, ..self }
+        Self { far: others(), name: String::new(), port: None, ..self }
     }
 
-    fn text(&self) -> String {
+    /// The connections of all containers that have no series of their own.
+    fn of_nobody(self) -> Self {
+        Self { near: others(), ..self.of_others() }
+    }
+
+    /// As it is in the metrics: the port of the own side is no label.
+    fn in_metrics(&self) -> Self {
+        let port = self.port.filter(|_| self.direction == Some(Direction::Active));
+        Self { port, ..self.clone() }
+    }
+
+    fn labels(&self) -> LabelSet {
         let port = self.port.map(|port| port.to_string()).unwrap_or_default();
-        text::labels([
+        LabelSet::new([
             ("container", self.near.container.as_str()),
             ("pod", &self.near.pod),
             ("namespace", &self.near.namespace),
@@ -76,14 +96,134 @@ impl Key {
     }
 }
 
+fn others() -> Labels {
+    Labels { container: OTHER.to_owned(), ..Labels::default() }
+}
+
+/// Who an edge is between.
+#[derive(Debug)]
+pub(super) struct Ends {
+    near: Arc<Container>,
+    far: Node,
+    /// The server's; absent where nobody saw which side began.
+    port: Option<u16>,
+    direction: Option<Direction>,
+}
+
+impl Ends {
+    /// Whether the near one is the client. Where nobody saw who began, the lower one comes first, so that both sides tell of
+    /// one edge.
+    fn is_client(&self) -> bool {
+        match self.direction {
+            Some(direction) => direction == Direction::Active,
+            None => Node::Container(Arc::clone(&self.near)).id() <= self.far.id(),
+        }
+    }
+
+    /// The client and the server.
+    fn nodes(&self) -> (Node, Node) {
+        let (near, far) = (Node::Container(Arc::clone(&self.near)), self.far.clone());
+        if self.is_client() { (near, far) } else { (far, near) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nobody() -> Arc<Self> {
+        let near = Arc::new(Container::unknown(0));
+        Arc::new(Self { far: Node::Container(Arc::clone(&near)), near, port: None, direction: None })
+    }
+}
+
 /// One edge.
 struct Edge {
+    /// It alone has this number.
+    id: u64,
+    /// Those that differ in the port of the own side alone have this one, and one set of series.
+    group: u64,
     key: Key,
+    ends: Arc<Ends>,
+    /// What had been counted at the end of the last step of the history.
+    remembered: EdgeCounts,
     /// The key's labels as they stand in the metrics.
-    labels: Arc<str>,
+    labels: Arc<LabelSet>,
     /// What connections counted that ended.
     ended: EdgeCounts,
     now: EdgeNow,
+    /// What all of its connections had counted at the last look.
+    last: EdgeCounts,
+    /// What of that its own series have.
+    own: EdgeCounts,
+}
+
+/// What edges without series of their own have together.
+struct Others {
+    labels: Arc<LabelSet>,
+    counts: EdgeCounts,
+    now: EdgeNow,
+}
+
+/// Which of the labels that may be left out are: edges that differ in them alone are one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeftOut {
+    pub(crate) peer_name: bool,
+    pub(crate) peer_port: bool,
+}
+
+/// Edges that have no series of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FoldedEdges {
+    /// Connections that found no edge of their own.
+    pub(crate) connections: u64,
+    /// Series that edges would have, and have not.
+    pub(crate) series: u64,
+    /// How many of these there were so far.
+    pub(crate) ever: u64,
+}
+
+impl Edge {
+    /// Containers that follow one another under one name have one edge: it tells of the latest.
+    fn renew(&mut self, ends: Ends) {
+        if ends.near.cgroup_id != self.ends.near.cgroup_id || ends.far.id() != self.ends.far.id() {
+            self.ends = Arc::new(ends);
+        }
+    }
+}
+
+/// Joins what each side counted: a client's side and its server's are one edge. Both have counted all connections; the
+/// client's is told where it is here.
+fn join(sides: impl Iterator<Item = (Arc<Ends>, EdgeCounts, EdgeNow)>, seconds: Option<f64>) -> Vec<Told> {
+    type OneSide = Option<(EdgeCounts, EdgeNow)>;
+    let mut edges: BTreeMap<EdgeId, (Arc<Ends>, [OneSide; 2])> = BTreeMap::new();
+    for (ends, counts, now) in sides {
+        let (client, server) = ends.nodes();
+        let of = usize::from(!ends.is_client());
+        let (_, sides) = edges
+            .entry((client.id(), server.id(), ends.port))
+            .or_insert_with(|| (Arc::clone(&ends), [None, None]));
+        let (all, all_now) = sides[of].get_or_insert_default();
+        all.add(&counts);
+        all_now.add(&now);
+    }
+    let edge = |(ends, [client_side, server_side]): (Arc<Ends>, [OneSide; 2])| {
+        let (client, server) = ends.nodes();
+        let (counts, now) = client_side.or(server_side).unwrap_or_default();
+        let side = |side: OneSide| side.map(|(counts, now)| Side::of(&counts, &now));
+        let mut edge = Told {
+            client,
+            server,
+            port: ends.port,
+            connections: now.connections,
+            opened: Some(counts.established),
+            failed: Some(counts.failed),
+            rates: None,
+            client_side: side(client_side),
+            server_side: side(server_side),
+        };
+        edge.rates = seconds.filter(|seconds| *seconds > 0.0).map(|seconds| edge.rates_over(seconds));
+        edge
+    };
+    let mut edges: Vec<_> = edges.into_values().map(edge).collect();
+    sort(&mut edges);
+    edges
 }
 
 /// A socket as it was seen last.
@@ -92,6 +232,7 @@ struct Socket {
     starts: Option<Starts>,
     direction: Option<Direction>,
     peer: IpAddr,
+    local_port: u16,
     peer_port: u16,
     /// When it opened, or was first seen.
     at_ns: u64,
@@ -107,7 +248,7 @@ struct Socket {
 /// An edge as a scrape shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeSample {
-    pub(crate) labels: Arc<str>,
+    pub(crate) labels: Arc<LabelSet>,
     pub(crate) counts: EdgeCounts,
     pub(crate) now: EdgeNow,
 }
@@ -115,6 +256,7 @@ pub(crate) struct EdgeSample {
 /// All edges.
 pub(crate) struct Edges {
     most: usize,
+    left_out: LeftOut,
     peers: Peers,
     /// By cookie.
     sockets: HashMap<u64, Socket>,
@@ -125,16 +267,29 @@ pub(crate) struct Edges {
     slots: Vec<Option<Edge>>,
     free: Vec<usize>,
     by_key: HashMap<Key, usize>,
-    /// Connections that found no edge of their own.
-    folded: u64,
+    /// The numbers and labels of those in the metrics.
+    groups: HashMap<Key, (u64, Arc<LabelSet>)>,
+    last_id: u64,
+    budget: Budget<u64>,
+    others: HashMap<Key, Others>,
+    /// The edges without series of their own at the last look.
+    folded_ids: BTreeSet<u64>,
+    folded: FoldedEdges,
     walk: u32,
+    history: History,
+    /// How long a step of the history takes at least.
+    step: Duration,
 }
 
+/// Series of one edge.
+const SERIES: usize = EDGE_METRICS.len();
+
 impl Edges {
-    /// With so many edges at most, and one more for each container.
-    pub(crate) fn new(most: usize) -> Self {
+    /// With so many edges at most, and one more for each container; remembers for so long.
+    pub(crate) fn new(most: usize, left_out: LeftOut, keep: Duration) -> Self {
         Self {
             most,
+            left_out,
             peers: Peers::default(),
             sockets: HashMap::new(),
             ended: VecDeque::new(),
@@ -142,13 +297,25 @@ impl Edges {
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
-            folded: 0,
+            groups: HashMap::new(),
+            last_id: 0,
+            budget: Budget::default(),
+            others: HashMap::new(),
+            folded_ids: BTreeSet::new(),
+            folded: FoldedEdges::default(),
             walk: 0,
+            history: History::new(keep, Instant::now()),
+            step: STEP,
         }
     }
 
-    /// Connections that found no edge of their own.
-    pub(crate) fn folded(&self) -> u64 {
+    /// Whose the far ends are.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// What has no series of its own.
+    pub(crate) fn folded(&self) -> FoldedEdges {
         self.folded
     }
 
@@ -177,6 +344,7 @@ impl Edges {
             starts: Starts::of(r),
             direction: Direction::of(r.direction),
             peer: peer(r).address,
+            local_port: r.local_port,
             peer_port: r.peer_port,
             at_ns: since_ns(r),
             counts: EdgeCounts {
@@ -241,14 +409,26 @@ impl Edges {
         }
     }
 
-    /// The edges as of the last walk, of the containers that these are the samples of: those of others end with them.
+    /// The edges as of the last walk. `containers` are all that have series, and whether these are their own: edges of others
+    /// end with them. `room` is for how many series there is room.
     pub(crate) fn samples(
         &mut self,
-        containers: &[Sample],
+        containers: &BTreeMap<&Labels, bool>,
+        room: usize,
         now: Instant,
         owner: OwnerOf<'_>,
         name: NameOf<'_>,
     ) -> Vec<EdgeSample> {
+        let counts = self.count(now, owner, name);
+        self.decide(&counts, containers, room, now);
+        self.share(&counts, containers);
+        // What they still had to give is given.
+        self.drop_those_without(containers);
+        self.shown(containers)
+    }
+
+    /// Brings all edges up to the last walk. What each has counted, by its place.
+    fn count(&mut self, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) -> Vec<EdgeCounts> {
         self.give_up(now, owner, name);
         self.settle(now, owner, name);
         // Connects that nobody answered yet have no numbers to find a far end by: they count when they do.
@@ -263,27 +443,176 @@ impl Edges {
             socket.edge = Some(self.edge_of(&socket, owner, name));
             self.sockets.insert(cookie, socket);
         }
+        let mut counts: Vec<_> = self
+            .slots
+            .iter()
+            .map(|edge| edge.as_ref().map_or_else(EdgeCounts::default, |edge| edge.ended))
+            .collect();
         for edge in self.slots.iter_mut().flatten() {
             edge.now = EdgeNow::default();
         }
-        let mut live = vec![EdgeCounts::default(); self.slots.len()];
         for socket in self.sockets.values() {
             let Some(at) = socket.edge else { continue };
-            live[at].add(&socket.counts);
+            counts[at].add(&socket.counts);
             if let (Some(edge), false) = (&mut self.slots[at], socket.has_ended) {
                 edge.now.add(&socket.now);
             }
         }
-        self.drop_those_without(containers);
-        let edges = self.slots.iter().zip(live);
+        counts
+    }
+
+    /// Whether it is time to walk for [`Edges::remember`].
+    pub(crate) fn is_step_due(&self, now: Instant) -> bool {
+        self.history.age(now) >= self.step
+    }
+
+    /// Ends a step of the history after a walk, all of which took so long.
+    pub(crate) fn remember(&mut self, now: Instant, took: Duration, owner: OwnerOf<'_>, name: NameOf<'_>) {
+        let counts = self.count(now, owner, name);
+        let added = self.added(&counts);
+        for (edge, counts) in self.slots.iter_mut().zip(counts) {
+            if let Some(edge) = edge {
+                edge.remembered = counts;
+            }
+        }
+        self.history.push(now, added);
+        self.step = STEP.max(took * MOST_OFTEN);
+    }
+
+    /// What edges have counted since the last step ended.
+    fn added(&self, counts: &[EdgeCounts]) -> Vec<Added> {
+        let edges = self.slots.iter().zip(counts).filter_map(|(edge, counts)| Some((edge.as_ref()?, counts)));
         edges
-            .filter_map(|(edge, live)| {
-                let edge = edge.as_ref()?;
-                let mut counts = edge.ended;
-                counts.add(&live);
-                Some(EdgeSample { labels: Arc::clone(&edge.labels), counts, now: edge.now })
+            .filter_map(|(edge, counts)| {
+                let counts = counts.since(&edge.remembered);
+                let added = Added { edge: edge.id, ends: Arc::clone(&edge.ends), counts };
+                (counts != EdgeCounts::default()).then_some(added)
             })
             .collect()
+    }
+
+    /// Who talks to whom, as of the last walk: since then at the latest, or since the agent's start. With the time that is
+    /// covered, and both sides joined where both are here.
+    pub(crate) fn told(
+        &mut self,
+        since: Option<Duration>,
+        now: Instant,
+        owner: OwnerOf<'_>,
+        name: NameOf<'_>,
+    ) -> (Option<Duration>, Vec<Told>) {
+        let counts = self.count(now, owner, name);
+        let mut edges: BTreeMap<u64, (Arc<Ends>, EdgeCounts, EdgeNow)> = BTreeMap::new();
+        for (edge, counts) in
+            self.slots.iter().zip(&counts).filter_map(|(e, counts)| Some((e.as_ref()?, counts)))
+        {
+            let counts = if since.is_none() { *counts } else { EdgeCounts::default() };
+            edges.insert(edge.id, (Arc::clone(&edge.ends), counts, edge.now));
+        }
+        let covered = since.map(|since| {
+            let time = now.checked_sub(since).unwrap_or(now);
+            let (began, added) = self.history.since(time, self.added(&counts));
+            for one in added {
+                let entry =
+                    edges.entry(one.edge).or_insert_with(|| (one.ends, one.counts, EdgeNow::default()));
+                entry.1 = one.counts;
+            }
+            now.saturating_duration_since(began)
+        });
+        // Of edges that only were, there is nothing to tell of a time in which nothing happened.
+        edges.retain(|_, (_, counts, now)| now.connections > 0 || *counts != EdgeCounts::default());
+        let seconds = covered.map(|covered| covered.as_secs_f64());
+        (covered, join(edges.into_values(), seconds))
+    }
+
+    /// Decides which edges have series of their own.
+    fn decide(
+        &mut self,
+        counts: &[EdgeCounts],
+        containers: &BTreeMap<&Labels, bool>,
+        room: usize,
+        now: Instant,
+    ) {
+        let mut candidates: BTreeMap<u64, Candidate<u64>> = BTreeMap::new();
+        let mut others: BTreeSet<(Option<&Labels>, u8)> = BTreeSet::new();
+        let mut is_other_there = !self.others.is_empty();
+        for (edge, counts) in self.slots.iter().zip(counts) {
+            let Some(edge) = edge else { continue };
+            let has_near = containers.get(&edge.key.near).is_none_or(|own| *own);
+            others
+                .insert((has_near.then_some(&edge.key.near), edge.key.direction.map_or(0, |d| 1 + d as u8)));
+            if !has_near || edge.key.far.container == OTHER {
+                is_other_there = true;
+                continue;
+            }
+            let candidate = candidates.entry(edge.group).or_insert(Candidate {
+                key: edge.group,
+                activity: 0,
+                open: 0,
+                series: SERIES,
+                claim: Claim::ByActivity,
+            });
+            candidate.activity += counts.sent_segments + counts.established + counts.failed;
+            candidate.open += edge.now.connections;
+        }
+        let candidates: Vec<_> = candidates.into_values().collect();
+        is_other_there |= candidates.len() * SERIES > for_newcomers(room);
+        let reserved = if is_other_there { others.len().max(self.others.len()) * SERIES } else { 0 };
+        self.budget.decide(&candidates, room.saturating_sub(reserved), now);
+    }
+
+    /// Gives what edges have counted since the last look to their own series, or to others'.
+    fn share(&mut self, counts: &[EdgeCounts], containers: &BTreeMap<&Labels, bool>) {
+        for others in self.others.values_mut() {
+            others.now = EdgeNow::default();
+        }
+        let mut folded = BTreeSet::new();
+        for (edge, counts) in self.slots.iter_mut().zip(counts) {
+            let Some(edge) = edge else { continue };
+            let grown = counts.since(&edge.last);
+            edge.last = *counts;
+            if self.budget.has_own(&edge.group) {
+                edge.own.add(&grown);
+                continue;
+            }
+            let has_near = containers.get(&edge.key.near).is_none_or(|own| *own);
+            let key = edge.key.clone();
+            let key = if has_near { key.of_others() } else { key.of_nobody() };
+            let others = self.others.entry(key).or_insert_with_key(|key| Others {
+                labels: key.labels().into(),
+                counts: EdgeCounts::default(),
+                now: EdgeNow::default(),
+            });
+            others.counts.add(&grown);
+            others.now.add(&edge.now);
+            if edge.key.far.container != OTHER {
+                folded.insert(edge.group);
+            }
+        }
+        let new = folded.difference(&self.folded_ids).count();
+        self.folded.ever += (new * SERIES) as u64;
+        self.folded.series = (folded.len() * SERIES) as u64;
+        self.folded_ids = folded;
+    }
+
+    /// What there is to show: own series, and those of others, of containers with series of their own.
+    fn shown(&self, containers: &BTreeMap<&Labels, bool>) -> Vec<EdgeSample> {
+        let mut own: BTreeMap<u64, EdgeSample> = BTreeMap::new();
+        for edge in self.slots.iter().flatten().filter(|edge| self.budget.has_own(&edge.group)) {
+            let sample = own.entry(edge.group).or_insert_with(|| EdgeSample {
+                labels: Arc::clone(&edge.labels),
+                counts: EdgeCounts::default(),
+                now: EdgeNow::default(),
+            });
+            sample.counts.add(&edge.own);
+            sample.now.add(&edge.now);
+        }
+        let others = self.others.iter().filter(|(key, _)| containers.get(&key.near).is_none_or(|own| *own));
+        let others = others.map(|(_, others)| EdgeSample {
+            labels: Arc::clone(&others.labels),
+            counts: others.counts,
+            now: others.now,
+        });
+        own.into_values().chain(others).collect()
     }
 
     /// Takes for ended what two walks did not meet: its end found no room in the buffer.
@@ -297,20 +626,25 @@ impl Edges {
         }
     }
 
-    /// Drops the edges of containers whose own series ended, unless connections still count there.
-    fn drop_those_without(&mut self, containers: &[Sample]) {
-        let shown: BTreeSet<&Labels> = containers.iter().map(|sample| &sample.labels).collect();
-        let used: BTreeSet<usize> = self.sockets.values().filter_map(|socket| socket.edge).collect();
+    /// Drops the edges of containers whose series ended, unless connections still count there.
+    fn drop_those_without(&mut self, containers: &BTreeMap<&Labels, bool>) {
+        let used = self.sockets.values().filter_map(|socket| self.slots.get(socket.edge?)?.as_ref());
+        let used: BTreeSet<u64> = used.map(|edge| edge.group).collect();
         for (at, slot) in self.slots.iter_mut().enumerate() {
             if let Some(edge) = slot
-                && !shown.contains(&edge.key.near)
-                && !used.contains(&at)
+                && !containers.contains_key(&edge.key.near)
+                && !used.contains(&edge.group)
             {
+                self.groups.remove(&edge.key.in_metrics());
                 self.by_key.remove(&edge.key);
                 self.free.push(at);
                 *slot = None;
             }
         }
+        let left: BTreeSet<&Labels> = self.slots.iter().flatten().map(|edge| &edge.key.near).collect();
+        self.others.retain(|key, _| {
+            key.near.container == OTHER || containers.contains_key(&key.near) || left.contains(&key.near)
+        });
     }
 
     /// The edge of a socket: made if there is room for it.
@@ -318,8 +652,10 @@ impl Edges {
         let near = owner(socket.cgroup_id);
         let far = socket.starts.and_then(|starts| self.peers.of(starts));
         let direction = peers::direction(socket.direction, far.as_ref());
-        let is_client = direction == Some(Direction::Active);
-        let port = is_client.then(|| peers::server_port(socket.peer_port, far.as_ref()));
+        let port = direction.map(|direction| match direction {
+            Direction::Active => peers::server_port(socket.peer_port, far.as_ref()),
+            Direction::Passive => socket.local_port,
+        });
         let called = name(&near, (socket.peer, socket.peer_port), socket.at_ns);
         let (called, pod) = called.map_or((None, None), |called| (Some(called.name), called.pod));
         let name = match (called, far) {
@@ -328,26 +664,51 @@ impl Edges {
             (None, None) if direction == Some(Direction::Passive) => ELSEWHERE.to_owned(),
             (None, None) => socket.peer.to_string(),
         };
-        let far = match (far, pod) {
-            (Some(end), _) => labels(&owner(end.cgroup_id)),
+        let far_container = far.map(|end| owner(end.cgroup_id));
+        let mut far_node = match &far_container {
+            Some(container) => Node::Container(container.whole()),
+            None if self.left_out.peer_name => Node::Name(ELSEWHERE.into()),
+            None if name == socket.peer.to_string() => Node::Address(socket.peer),
+            None => Node::Name(name.as_str().into()),
+        };
+        let far = match (&far_container, pod) {
+            (Some(container), _) => labels(container),
             (None, Some((namespace, pod))) => {
                 Labels { pod: pod.to_string(), namespace: namespace.to_string(), ..Labels::default() }
             }
             (None, None) => Labels::default(),
         };
+        let name = if self.left_out.peer_name { String::new() } else { name };
+        let port = port.filter(|_| !self.left_out.peer_port);
         let mut key = Key { near: labels(&near), far, name, port, direction };
         if !self.by_key.contains_key(&key) && self.by_key.len() >= self.most {
-            self.folded += 1;
+            self.folded.connections += 1;
             key = key.of_others();
+            far_node = Node::Name(OTHER.into());
         }
+        let ends = Ends { near: near.whole(), far: far_node, port: key.port, direction };
         if let Some(known) = self.by_key.get(&key) {
+            if let Some(Some(edge)) = self.slots.get_mut(*known) {
+                edge.renew(ends);
+            }
             return *known;
         }
+        self.last_id += 1;
+        let id = self.last_id;
+        let in_metrics = key.in_metrics();
+        let (group, labels) =
+            self.groups.entry(in_metrics).or_insert_with_key(|key| (id, key.labels().into()));
         let edge = Edge {
-            labels: key.text().into(),
+            id,
+            group: *group,
+            labels: Arc::clone(labels),
             key: key.clone(),
+            ends: Arc::new(ends),
+            remembered: EdgeCounts::default(),
             ended: EdgeCounts::default(),
             now: EdgeNow::default(),
+            last: EdgeCounts::default(),
+            own: EdgeCounts::default(),
         };
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -361,8 +722,6 @@ impl Edges {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -371,9 +730,8 @@ mod tests {
         Arc::new(Container::unknown(id))
     }
 
-    fn sample(id: u64) -> Sample {
-        Sample { labels: labels(&container(id)), readings: Vec::new(), containers: Vec::new() }
-    }
+    /// Much more than there is.
+    const PLENTY: usize = 1_000_000;
 
     /// One of a connection's two sockets, of this cgroup.
     fn socket(cookie: u64, cgroup_id: u64, event: usize, sent: u64) -> record::Connection {
@@ -395,16 +753,33 @@ mod tests {
         }
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
     const ROW: usize = record::event::EVENTS;
 
     /// `(labels, connections, established, sent bytes)`.
     fn shown(edges: &mut Edges, now: Instant, of: &[u64]) -> Vec<(String, u64, u64, u64)> {
-        let containers: Vec<_> = of.iter().map(|id| sample(*id)).collect();
-        let samples = edges.samples(&containers, now, &container, &|_, _, _| None);
+        shown_in(edges, now, &of.iter().map(|id| (*id, true)).collect::<Vec<_>>(), PLENTY)
+    }
+
+    /// The same of containers that have series of their own, or not, in so much room.
+    fn shown_in(
+        edges: &mut Edges,
+        now: Instant,
+        of: &[(u64, bool)],
+        room: usize,
+    ) -> Vec<(String, u64, u64, u64)> {
+        let all: Vec<_> = of.iter().map(|(id, own)| (labels(&container(*id)), *own)).collect();
+        let containers = all.iter().map(|(labels, own)| (labels, *own)).collect();
+        let samples = edges.samples(&containers, room, now, &container, &|_, _, _| None);
         let mut shown: Vec<_> = samples
             .into_iter()
             .map(|one| {
-                (one.labels.to_string(), one.now.connections, one.counts.established, one.counts.sent_bytes)
+                (
+                    one.labels.text().to_owned(),
+                    one.now.connections,
+                    one.counts.established,
+                    one.counts.sent_bytes,
+                )
             })
             .collect();
         shown.sort();
@@ -413,7 +788,7 @@ mod tests {
 
     #[test]
     fn both_ends_have_their_edge() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default(), HOUR);
         for r in [socket(1, 7, EVENT_ESTABLISHED, 0), socket(0, 8, EVENT_ESTABLISHED, 0)] {
             edges.event(&r);
         }
@@ -442,21 +817,23 @@ mod tests {
 
     #[test]
     fn a_pod_elsewhere_is_told_by_its_labels() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default(), HOUR);
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 1));
         let pod = |_: &Container, (_, port): (IpAddr, u16), _: u64| {
             let pod = Some(("shop".into(), "db-0".into()));
             (port == 8080).then(|| Called { name: "shop/db-0".to_owned(), pod })
         };
-        let samples = edges.samples(&[sample(7)], Instant::now(), &container, &pod);
+        let near = labels(&container(7));
+        let samples =
+            edges.samples(&BTreeMap::from([(&near, true)]), PLENTY, Instant::now(), &container, &pod);
         let labels = "peer_container=\"\",peer_pod=\"db-0\",peer_namespace=\"shop\",peer_name=\"shop/db-0\",peer_port=\"8080\"";
-        assert!(samples[0].labels.ends_with(labels), "{:?}", samples[0].labels);
+        assert!(samples[0].labels.text().ends_with(labels), "{:?}", samples[0].labels);
     }
 
     #[test]
     fn what_two_walks_did_not_meet_has_ended() {
-        let mut edges = Edges::new(10);
+        let mut edges = Edges::new(10, LeftOut::default(), HOUR);
         edges.begin_walk();
         edges.row(&socket(1, 7, ROW, 100));
         let mut sent = Vec::new();
@@ -473,7 +850,7 @@ mod tests {
     fn clients_elsewhere_are_one_and_servers_are_told_apart() {
         // Ten servers, and all clients together.
         for (most, expected, folded) in [(11, 11, 0), (5, 5, 6)] {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, LeftOut::default(), HOUR);
             edges.begin_walk();
             for n in 0..20_u64 {
                 let mut r = socket(n, 7, ROW, 1);
@@ -491,25 +868,29 @@ mod tests {
             if folded == 0 {
                 assert_eq!((count("peer_name=\"~elsewhere\""), others), (10, 0), "{all:?}");
             }
-            assert!(edges.folded() >= folded, "{}", edges.folded());
+            assert!(edges.folded().connections >= folded, "{:?}", edges.folded());
         }
     }
 
     proptest! {
-        /// Whatever the order, and however little room there is: the edges of a container add up to what its connections
-        /// counted, and no edge's counter falls.
+        /// Whatever the order, and however little room there is, for edges and for series, also of containers: all edges
+        /// together, with what series had that ended, add up to what connections counted; no edge's counter falls, whether its
+        /// series were there all the time or not; there are no more series than room.
         #[test]
         fn totals_are_those_of_the_connections(
             steps in prop::collection::vec((0_u64..12, 0_usize..4, 1_u64..100), 1..80),
             most in 0_usize..6,
+            rooms in prop::collection::vec((0..12_usize, any::<[bool; 3]>()), 8),
         ) {
-            let mut edges = Edges::new(most);
+            let mut edges = Edges::new(most, LeftOut::default(), HOUR);
             let mut now = Instant::now();
             // By what is told apart: the cookie of the connection that is there, and what it sent.
             let mut live: HashMap<u64, (u64, u64)> = HashMap::new();
             let mut ended = 0;
             let mut last_cookie = 0;
+            // As last shown.
             let mut before: HashMap<String, u64> = HashMap::new();
+            let mut looks = 0;
             let record = |which: u64, cookie, event, sent| record::Connection {
                 peer_address: std::array::from_fn(|at| if at == 15 { which as u8 } else { 0 }),
                 ..socket(cookie, 1 + which % 3, event, sent)
@@ -534,14 +915,19 @@ mod tests {
                 for (which, (cookie, sent)) in &live {
                     edges.row(&record(*which, *cookie, ROW, *sent));
                 }
-                now += Duration::from_secs(bytes % 4);
-                let all = shown(&mut edges, now, &[1, 2, 3]);
-                let total: u64 = all.iter().map(|one| one.3).sum();
-                let expected = ended + live.values().map(|(_, sent)| sent).sum::<u64>();
-                prop_assert_eq!(total, expected, "{:?}", all);
+                now += Duration::from_secs(bytes * bytes % 400);
+                looks += 1;
+                let (places, own) = rooms[looks % rooms.len()];
+                let of: Vec<_> = (1..4).zip(own).collect();
+                // Nine of others at most: of three containers and three directions, and three of nobody's.
+                let all = shown_in(&mut edges, now, &of, (places + 12) * SERIES);
+                prop_assert!(all.len() <= places + 12, "{} of {}", all.len(), places);
                 for (labels, _, _, sent) in all {
                     prop_assert!(before.insert(labels, sent).unwrap_or(0) <= sent);
                 }
+                let total: u64 = before.values().sum();
+                let expected = ended + live.values().map(|(_, sent)| sent).sum::<u64>();
+                prop_assert_eq!(total, expected, "{:?}", before);
             }
             prop_assert!(edges.by_key.len() <= most + 6);
         }

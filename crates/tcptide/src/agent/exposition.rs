@@ -1,40 +1,82 @@
-//! What a scrape is answered: the numbers, and the text of them, metric by metric, as it is sent.
+//! What a scrape is answered: the numbers, and what is made of them, metric by metric, as it is sent.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use model::{
+    container::Container,
     edge::{EDGE_METRICS, EdgeMetric, Number},
     metrics::{self, Kind, METRICS, Metric, OWNER_LABELS, OwnMetric, Reading},
+    record::Totals,
 };
 use probe::{ProgramStats, RunStats, Status, Walk};
 
 use super::{
-    edges::EdgeSample,
+    edges::{EdgeSample, FoldedEdges},
+    exemplars::{self, Slowest},
+    family::{self, Buckets, Format, HistogramLines, LabelSet, Line},
     namespaces::NamespaceSample,
     reconciliation::Sums,
     reload::LastReload,
-    series::{Labels, Sample},
-    text::{self, Format, HistogramLines, Line, Value},
+    series::{Folded, Labels, Sample},
+    text::{self, Value},
 };
 
-/// A scrape's answer: the numbers, of which [`Exposition::text`] makes text as it is sent. With a thousand containers the text
-/// is ten times as long.
+/// A scrape's answer: the numbers, of which [`Exposition::answer`] makes text or protobuf as it is sent. With a thousand
+/// containers the text is ten times as long.
 #[derive(Debug)]
 pub(crate) struct Exposition {
     samples: Arc<Vec<Sample>>,
-    /// The labels of each, as text.
-    owners: Vec<String>,
-    about: About,
+    /// The labels of each.
+    owners: Vec<LabelSet>,
+    /// The slowest connections of each, where connections are told of.
+    slowest: Vec<Slowest>,
+    shape: Shape,
     edges: Vec<EdgeSample>,
     /// All that is not of [`METRICS`], nor of [`EDGE_METRICS`].
     others: Vec<Family>,
 }
 
+/// Which series a container has.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    /// Of each of [`METRICS`], whether what feeds it runs.
+    present: Vec<bool>,
+    buckets: Buckets,
+    info: InfoLabels,
+}
+
+/// Which labels of `tcptide_container_info` are left out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct InfoLabels {
+    pub(crate) no_id: bool,
+    pub(crate) no_runtime: bool,
+    pub(crate) no_image: bool,
+    pub(crate) no_cgroup_id: bool,
+    pub(crate) no_cgroup_path: bool,
+}
+
+/// What became of scrapes so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scrapes {
+    /// How many were answered, by format and whether with gzip.
+    pub(crate) answered: BTreeMap<(&'static str, &'static str), u64>,
+    /// How long the last one took, from the question to the end of the answer, and how long it was before gzip, bytes.
+    pub(crate) last: Option<(Duration, u64)>,
+}
+
+/// All that is said of no container and of no edge.
+#[derive(Debug)]
+pub(crate) struct Rest(Vec<Family>);
+
 /// What there is to say of edges.
 #[derive(Debug)]
 pub(crate) struct OfEdges {
     pub(crate) samples: Vec<EdgeSample>,
-    pub(crate) folded: u64,
+    pub(crate) folded: FoldedEdges,
 }
 
 /// What there is to say of network namespaces.
@@ -76,88 +118,145 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
+impl Shape {
+    pub(crate) fn new(programs: &[ProgramStats], buckets: Buckets, info: InfoLabels) -> Self {
+        let runs =
+            |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
+        let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(runs);
+        Self { present: METRICS.iter().map(has).collect(), buckets, info }
+    }
+
+    /// How many series one set of labels has: with all of these readings added up, and so many cgroups.
+    pub(crate) fn count(&self, readings: &[&[Reading]], cgroups: usize) -> usize {
+        let metrics = METRICS.iter().enumerate().filter(|(at, _)| self.present[*at]);
+        let of_metrics: usize = metrics
+            .map(|(at, metric)| {
+                let all = || readings.iter().filter_map(move |readings| readings.get(at));
+                match all().next() {
+                    None => 0,
+                    Some(Reading::One(_)) => 1,
+                    Some(Reading::Each(numbers) | Reading::EachMicroseconds(numbers)) => (0..numbers.len())
+                        .filter(|at| own_labels(metric, *at, numbers.len()).is_some())
+                        .count(),
+                    Some(Reading::EachSeen(numbers)) => {
+                        let is_seen = |at: &usize| {
+                            own_labels(metric, *at, numbers.len()).is_some()
+                                && all().any(|r| matches!(r, Reading::EachSeen(numbers) if numbers[*at] > 0))
+                        };
+                        (0..numbers.len()).filter(is_seen).count()
+                    }
+                    Some(Reading::Distribution(histogram)) => self.buckets.series(histogram),
+                }
+            })
+            .sum();
+        of_metrics + cgroups
+    }
+
+    /// As many series as one set of labels with one cgroup may have.
+    pub(crate) fn most(&self) -> usize {
+        let all = |metric: &Metric| match (metric.read)(&Totals::default(), 0) {
+            Reading::EachSeen(numbers) => Reading::EachSeen(vec![1; numbers.len()]),
+            reading => reading,
+        };
+        self.count(&[&METRICS.iter().map(all).collect::<Vec<_>>()], 1)
+    }
+}
+
+impl Rest {
+    pub(crate) fn new(namespaces: &OfNamespaces, about: &About) -> Self {
+        Self(of_namespaces(namespaces).into_iter().chain(of_itself(about)).collect())
+    }
+
+    /// How many series these are, and with them those that [`Exposition::new`] adds.
+    pub(crate) fn count(&self) -> usize {
+        self.0.iter().map(|family| family.series.len()).sum::<usize>() + ADDED
+    }
+}
+
+/// Series that may be told of every scrape, beside the [`Rest`]: five of what has none of its own, two of the last scrape, and
+/// of scrapes one for each format, with gzip and without.
+const ADDED: usize = 13;
+
 impl Exposition {
     pub(crate) fn new(
         samples: Arc<Vec<Sample>>,
+        slowest: &HashMap<Labels, Slowest>,
+        folded: &Folded,
         edges: Option<OfEdges>,
-        namespaces: &OfNamespaces,
-        about: About,
+        rest: Rest,
+        shape: Shape,
     ) -> Self {
-        let mut others = of_namespaces(namespaces);
-        let folded = edges.as_ref().map(|edges| (Vec::new(), Value::Whole(edges.folded)));
-        others.push(family((&metrics::EDGES_FOLDED, folded.into_iter().collect())));
-        others.extend(of_itself(&samples, &about));
-        let owners = samples.iter().map(|sample| text::labels(pairs(&sample.labels))).collect();
+        let mut others = rest.0;
+        others.extend(of_room(folded, edges.as_ref().map(|edges| edges.folded)));
+        others.push(family((&metrics::CONTAINER_INFO, info(&samples, shape.info))));
+        let owners = samples.iter().map(|sample| LabelSet::new(pairs(&sample.labels))).collect();
+        let of = |sample: &Sample| slowest.get(&sample.labels).copied().unwrap_or_default();
+        let slowest = samples.iter().map(of).collect();
         let edges = edges.map(|edges| edges.samples).unwrap_or_default();
-        Self { samples, owners, about, edges, others }
+        Self { samples, owners, slowest, shape, edges, others }
     }
 
-    /// The text, one metric after the other.
-    pub(crate) fn text(self: Arc<Self>, format: Format) -> impl Iterator<Item = String> {
+    /// What is sent, one metric after the other; the last ones are those of scrapes so far.
+    pub(crate) fn answer(
+        self: Arc<Self>,
+        format: Format,
+        scrapes: &Scrapes,
+    ) -> impl Iterator<Item = Vec<u8>> + use<> {
+        let last: Vec<_> = of_scrapes(scrapes).iter().map(|family| family.written(format)).collect();
+        let end = if format == Format::OpenMetrics { text::END } else { "" };
         let families = METRICS.len() + EDGE_METRICS.len() + self.others.len();
-        (0..families).map(move |at| self.family(at, format)).chain([format.end().to_owned()])
+        (0..families).map(move |at| self.family(at, format)).chain(last).chain([end.as_bytes().to_vec()])
     }
 
     /// One metric: first those of [`METRICS`], then of edges, then the others. Nothing of one without a sample.
-    fn family(&self, at: usize, format: Format) -> String {
+    fn family(&self, at: usize, format: Format) -> Vec<u8> {
         let Some(metric) = METRICS.get(at) else {
             let at = at - METRICS.len();
             if let Some(metric) = EDGE_METRICS.get(at) {
                 return self.of_edges(metric, format);
             }
             let family = self.others.get(at - EDGE_METRICS.len());
-            return family.map(|family| family.text(format)).unwrap_or_default();
+            return family.map(|family| family.written(format)).unwrap_or_default();
         };
-        let mut readings = self.owners.iter().zip(self.samples.iter()).filter_map(|(owner, sample)| {
-            Some((owner.as_str(), sample.readings.get(at).filter(|_| self.has(metric))?))
+        let exemplar = exemplars::of_metric(at);
+        let owners = self.owners.iter().zip(&self.slowest).zip(self.samples.iter());
+        let mut readings = owners.filter_map(|((owner, slowest), sample)| {
+            let reading = sample.readings.get(at).filter(|_| self.shape.present[at])?;
+            Some((owner, exemplar.and_then(|at| slowest[at].as_ref()), reading))
         });
-        let Some(first) = readings.next() else { return String::new() };
-        let mut text = format.comments(metric.name, metric.kind, metric.help);
-        let comments = text.len();
-        let lines = Lines::new(metric, first.1);
-        for (owner, reading) in std::iter::once(first).chain(readings) {
-            lines.write(&mut text, owner, reading);
+        let Some(first) = readings.next() else { return Vec::new() };
+        let mut family = family::Family::new(format, metric.name, metric.kind, metric.help);
+        let lines = Lines::new(metric, first.2, self.shape.buckets);
+        for (owner, exemplar, reading) in std::iter::once(first).chain(readings) {
+            lines.write(&mut family, owner, reading, exemplar);
         }
-        if text.len() > comments { text } else { String::new() }
+        family.finish()
     }
 
-    fn of_edges(&self, metric: &EdgeMetric, format: Format) -> String {
-        let line = Line::new(metric.name, "");
-        let mut text = String::new();
+    fn of_edges(&self, metric: &EdgeMetric, format: Format) -> Vec<u8> {
+        let line = Line::new(metric.name, []);
+        let mut family = family::Family::new(format, metric.name, metric.kind, metric.help);
         for edge in &self.edges {
             let value = match (metric.read)(&edge.counts, &edge.now) {
                 Some(Number::Whole(n)) => Value::Whole(n),
                 Some(Number::Seconds(seconds)) => Value::Real(seconds),
                 None => continue,
             };
-            if text.is_empty() {
-                text = format.comments(metric.name, metric.kind, metric.help);
-            }
-            line.write(&mut text, &edge.labels, value);
+            family.number(&line, &edge.labels, value);
         }
-        text
-    }
-
-    /// Whether what feeds a metric of containers runs.
-    fn has(&self, metric: &Metric) -> bool {
-        let runs = |name: &str| {
-            self.about.programs.iter().any(|p| p.program.name == name && p.status == Status::Attached)
-        };
-        runs(metric.program) && !metric.unless.is_some_and(runs)
+        family.finish()
     }
 }
 
 impl Family {
-    fn text(&self, format: Format) -> String {
-        if self.series.is_empty() {
-            return String::new();
-        }
-        let mut text = format.comments(self.name, self.kind, self.help);
+    fn written(&self, format: Format) -> Vec<u8> {
+        let mut family = family::Family::new(format, self.name, self.kind, self.help);
+        let line = Line::new(self.name, []);
         for (labels, value) in &self.series {
-            let labels = text::labels(labels.iter().map(|(name, value)| (*name, value.as_str())));
-            text::sample(&mut text, self.name, &labels, *value);
+            let labels = LabelSet::new(labels.iter().map(|(name, value)| (*name, value.as_str())));
+            family.number(&line, &labels, *value);
         }
-        text
+        family.finish()
     }
 }
 
@@ -170,24 +269,29 @@ enum Lines {
 
 impl Lines {
     /// Any reading of a metric tells its lines.
-    fn new(metric: &Metric, reading: &Reading) -> Self {
+    fn new(metric: &Metric, reading: &Reading, buckets: Buckets) -> Self {
         match reading {
             Reading::Distribution(histogram) => {
-                Self::Distribution(HistogramLines::new(metric.name, &histogram.scale().octaves_seconds()))
+                Self::Distribution(HistogramLines::new(metric.name, histogram.scale(), buckets))
             }
-            Reading::One(_) => Self::Numbers(vec![Some(Line::new(metric.name, ""))]),
+            Reading::One(_) => Self::Numbers(vec![Some(Line::new(metric.name, []))]),
             Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers) => {
-                let line =
-                    |at| Some(Line::new(metric.name, &text::labels(own_labels(metric, at, numbers.len())?)));
+                let line = |at| Some(Line::new(metric.name, own_labels(metric, at, numbers.len())?));
                 Self::Numbers((0..numbers.len()).map(line).collect())
             }
         }
     }
 
-    fn write(&self, to: &mut String, owner: &str, reading: &Reading) {
+    fn write(
+        &self,
+        to: &mut family::Family,
+        owner: &LabelSet,
+        reading: &Reading,
+        exemplar: Option<&exemplars::Exemplar>,
+    ) {
         match (self, reading) {
             (Self::Distribution(lines), Reading::Distribution(histogram)) => {
-                lines.write(to, owner, histogram.octaves(), histogram.sum_us() as f64 / 1e6);
+                to.histogram(lines, owner, histogram, exemplar);
             }
             (Self::Numbers(lines), Reading::One(n)) => {
                 each(lines, to, owner, &[*n], |n| Some(Value::Whole(n)));
@@ -209,14 +313,14 @@ impl Lines {
 
 fn each(
     lines: &[Option<Line>],
-    to: &mut String,
-    owner: &str,
+    to: &mut family::Family,
+    owner: &LabelSet,
     numbers: &[u64],
     value: impl Fn(u64) -> Option<Value>,
 ) {
     for (line, &n) in lines.iter().zip(numbers) {
         if let (Some(line), Some(value)) = (line, value(n)) {
-            line.write(to, owner, value);
+            to.number(line, owner, value);
         }
     }
 }
@@ -279,33 +383,80 @@ fn family((metric, series): (&OwnMetric, Vec<(LabelPairs, Value)>)) -> Family {
     Family { name, kind, help, series }
 }
 
-fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
+/// How each cgroup was identified: once for all that have the same labels.
+fn info(samples: &[Sample], without: InfoLabels) -> Vec<(LabelPairs, Value)> {
+    let all: BTreeSet<LabelPairs> = samples
+        .iter()
+        .flat_map(|sample| sample.containers.iter().map(move |container| (sample, container)))
+        .map(|(sample, container)| {
+            let mut pairs = owner(&sample.labels);
+            let Container { id, runtime, image, cgroup_id, cgroup_path, .. } = &**container;
+            let more = [
+                ("id", without.no_id, id.clone()),
+                ("runtime", without.no_runtime, runtime.map(|runtime| runtime.to_string())),
+                ("image", without.no_image, image.clone()),
+                ("cgroup_id", without.no_cgroup_id, Some(cgroup_id.to_string())),
+                ("cgroup_path", without.no_cgroup_path, cgroup_path.clone()),
+            ];
+            let kept = more.into_iter().filter(|(_, is_left_out, _)| !is_left_out);
+            pairs.extend(kept.map(|(name, _, value)| (name, value.unwrap_or_default())));
+            pairs
+        })
+        .collect();
+    all.into_iter().map(|pairs| (pairs, Value::Real(1.0))).collect()
+}
+
+fn of_scrapes(scrapes: &Scrapes) -> Vec<Family> {
+    let answered = scrapes.answered.iter().map(|((format, encoding), n)| {
+        let pairs = vec![("format", (*format).to_owned()), ("encoding", (*encoding).to_owned())];
+        (pairs, Value::Whole(*n))
+    });
+    let took = scrapes.last.map(|(took, _)| (Vec::new(), Value::Real(took.as_secs_f64())));
+    let size = scrapes.last.map(|(_, bytes)| (Vec::new(), Value::Whole(bytes)));
+    [
+        (&metrics::SCRAPES, answered.collect()),
+        (&metrics::SCRAPE_SECONDS, took.into_iter().collect()),
+        (&metrics::SCRAPE_BYTES, size.into_iter().collect()),
+    ]
+    .into_iter()
+    .map(family)
+    .collect()
+}
+
+/// What has no series of its own.
+fn of_room(folded: &Folded, edges: Option<FoldedEdges>) -> Vec<Family> {
+    let because = |reason: &str, n| (vec![("reason", reason.to_owned())], Value::Whole(n));
+    let of_edges = edges.unwrap_or_default();
+    let now = vec![
+        because("no_room", folded.no_room + of_edges.series),
+        because("not_wanted", folded.not_wanted),
+        because("too_young", folded.too_young),
+    ];
+    let ever = vec![(Vec::new(), Value::Whole(folded.ever + of_edges.ever))];
+    let connections = edges.map(|edges| (Vec::new(), Value::Whole(edges.connections)));
+    [
+        (&metrics::FOLDED, now),
+        (&metrics::FOLDED_TOTAL, ever),
+        (&metrics::EDGES_FOLDED, connections.into_iter().collect()),
+    ]
+    .into_iter()
+    .map(family)
+    .collect()
+}
+
+fn of_itself(about: &About) -> Vec<Family> {
     let program = |p: &ProgramStats| vec![("program", p.program.name.to_owned())];
     let runs = |value: fn(RunStats) -> Value| -> Vec<_> {
         about.programs.iter().filter_map(|p| p.run.map(|run| (program(p), value(run)))).collect()
     };
     let measured = |value| if about.measured.is_zero() { Vec::new() } else { runs(value) };
     let lost = |reason: &str, n| (vec![("reason", reason.to_owned())], Value::Whole(n));
-    let info = samples.iter().flat_map(|sample| sample.containers.iter().map(move |c| (sample, c)));
-    let info = info.map(|(sample, container)| {
-        let mut pairs = owner(&sample.labels);
-        pairs.extend([
-            ("id", container.id.clone().unwrap_or_default()),
-            ("runtime", container.runtime.map(|runtime| runtime.to_string()).unwrap_or_default()),
-            ("image", container.image.clone().unwrap_or_default()),
-            ("cgroup_id", container.cgroup_id.to_string()),
-            ("cgroup_path", container.cgroup_path.clone().unwrap_or_default()),
-        ]);
-        (pairs, Value::Real(1.0))
-    });
     let statuses = about.programs.iter().map(|p| {
         let mut pairs = program(p);
         pairs.push(("status", p.status.word().to_owned()));
         (pairs, Value::Real(1.0))
     });
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("kernel", about.kernel.clone())];
-    // How many cgroups found no room is not known, only that there were some.
-    let folded = if about.totals_failures == 0 { vec![(Vec::new(), Value::Real(0.0))] } else { Vec::new() };
     let one = |value| vec![(Vec::new(), value)];
     let of_reload = |value: fn(LastReload) -> f64| {
         about.reload.map(|last| (Vec::new(), Value::Real(value(last)))).into_iter().collect()
@@ -313,7 +464,6 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
-        (&metrics::CONTAINER_INFO, info.collect()),
         (&metrics::BUILD_INFO, vec![(build, Value::Real(1.0))]),
         (&metrics::PROGRAM_STATUS, statuses.collect()),
         (&metrics::PROGRAM_RUN_SECONDS, measured(|run| Value::Real(run.run_time_ns as f64 / 1e9))),
@@ -331,7 +481,6 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
         (&metrics::STORAGE_FAILURES, one(Value::Whole(about.storage_failures))),
         (&metrics::TOTALS_FAILURES, one(Value::Whole(about.totals_failures))),
         (&metrics::UNATTRIBUTED, one(Value::Whole(about.unattributed))),
-        (&metrics::FOLDED, folded),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
         (&metrics::RELOAD_SUCCESSFUL, of_reload(|last| f64::from(u8::from(last.successful)))),
@@ -344,8 +493,6 @@ fn of_itself(samples: &[Sample], about: &About) -> Vec<Family> {
 
 #[cfg(test)]
 mod tests {
-    use model::record::Totals;
-
     use super::*;
 
     fn about() -> About {
@@ -376,13 +523,25 @@ mod tests {
         }
     }
 
-    fn openmetrics(name: &str, about: About) -> String {
-        let samples = Arc::new(vec![sample(name, &Totals::default())]);
-        text(&Exposition::new(samples, None, &OfNamespaces::default(), about).into(), Format::OpenMetrics)
+    fn openmetrics(name: &str, about: &About) -> String {
+        let samples = vec![sample(name, &Totals::default())];
+        text(&exposition(samples, &OfNamespaces::default(), about), Format::OpenMetrics)
+    }
+
+    fn exposition(samples: Vec<Sample>, namespaces: &OfNamespaces, about: &About) -> Arc<Exposition> {
+        let shape = Shape::new(&about.programs, BUCKETS, InfoLabels::default());
+        let rest = Rest::new(namespaces, about);
+        Exposition::new(Arc::new(samples), &HashMap::new(), &Folded::default(), None, rest, shape).into()
+    }
+
+    const BUCKETS: Buckets = Buckets { classic: true, half_octaves: false, native: true };
+
+    fn bytes(exposition: &Arc<Exposition>, format: Format) -> Vec<u8> {
+        Arc::clone(exposition).answer(format, &Scrapes::default()).flatten().collect()
     }
 
     fn text(exposition: &Arc<Exposition>, format: Format) -> String {
-        Arc::clone(exposition).text(format).collect()
+        String::from_utf8(bytes(exposition, format)).unwrap()
     }
 
     #[test]
@@ -402,8 +561,7 @@ mod tests {
             ],
             ..OfNamespaces::default()
         };
-        let web = Arc::new(vec![sample("web", &totals)]);
-        let exposition = Arc::new(Exposition::new(web, None, &namespaces, about()));
+        let exposition = exposition(vec![sample("web", &totals)], &namespaces, &about());
         let samples = |text: &str| -> Vec<_> {
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect()
         };
@@ -431,6 +589,73 @@ mod tests {
         assert!(!prometheus.contains("# EOF"));
     }
 
+    /// `name{labels}` to value, of all that a text format says.
+    fn numbers(text: &str) -> BTreeMap<String, f64> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| line.rsplit_once(' ').unwrap())
+            .map(|(series, n)| (series.to_owned(), n.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn protobuf_says_what_the_text_says() {
+        use crate::agent::protobuf::{LabelPair, tests::families};
+        let mut totals = Totals { sent_bytes: 12, opened: [0, 3, 4], ..Totals::default() };
+        totals.rtt.sum_us = 700;
+        totals.rtt.slots[11] = 2;
+        totals.rtt.slots[12] = 5;
+        totals.lifetime.slots[29] = 1;
+        let exposition = exposition(
+            vec![sample("web", &totals), sample("a\"b", &Totals::default())],
+            &OfNamespaces::default(),
+            &about(),
+        );
+        let text = numbers(&text(&exposition, Format::Prometheus));
+        let mut said = BTreeMap::new();
+        let mut natives = 0;
+        for family in families(&bytes(&exposition, Format::Protobuf)) {
+            for metric in &family.metric {
+                let labels = |more: Option<String>| {
+                    let pair = |pair: &LabelPair| (pair.name.clone().unwrap(), pair.value.clone().unwrap());
+                    let mut all: Vec<_> = metric.label.iter().map(pair).collect();
+                    all.extend(more.map(|le| ("le".to_owned(), le)));
+                    let text = text::labels(all.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+                    if text.is_empty() { text } else { format!("{{{text}}}") }
+                };
+                let name = &family.name;
+                if let Some(histogram) = &metric.histogram {
+                    for bucket in &histogram.bucket {
+                        let bound = bucket.upper_bound.unwrap();
+                        let le = if bound.is_finite() {
+                            zmij::Buffer::new().format(bound).to_owned()
+                        } else {
+                            "+Inf".to_owned()
+                        };
+                        let count = bucket.cumulative_count.unwrap() as f64;
+                        said.insert(format!("{name}_bucket{}", labels(Some(le))), count);
+                    }
+                    said.insert(format!("{name}_sum{}", labels(None)), histogram.sample_sum.unwrap());
+                    said.insert(
+                        format!("{name}_count{}", labels(None)),
+                        histogram.sample_count.unwrap() as f64,
+                    );
+                    natives += usize::from(histogram.schema.is_some() && histogram.zero_count.is_some());
+                } else {
+                    let number = metric.gauge.as_ref().or(metric.counter.as_ref()).unwrap();
+                    said.insert(format!("{name}{}", labels(None)), number.value.unwrap());
+                }
+            }
+        }
+        assert_eq!(said, text);
+        let histograms = METRICS.iter().filter(|metric| metric.kind == Kind::Histogram).count() - 1;
+        assert_eq!(
+            natives,
+            2 * histograms,
+            "all but that of waits for accept() of which there is a better one"
+        );
+    }
+
     #[test]
     fn what_is_not_measured_is_absent() {
         let mut about = about();
@@ -441,7 +666,7 @@ mod tests {
                 program.run = None;
             }
         }
-        let text = openmetrics("web", about);
+        let text = openmetrics("web", &about);
         assert!(!text.contains("tcptide_rtt_seconds"));
         assert!(!text.contains("tcptide_program_runs"));
         assert!(!text.contains("tcptide_program_measured"));
@@ -450,8 +675,45 @@ mod tests {
     }
 
     #[test]
+    fn as_many_series_are_written_as_were_counted() {
+        let mut totals = Totals::default();
+        totals.dropped_packets[3] = 1;
+        let one = sample("web", &totals);
+        let about = about();
+        let shape = Shape::new(&about.programs, BUCKETS, InfoLabels::default());
+        let (counted, rest) =
+            (shape.count(&[&one.readings], 0), Rest::new(&OfNamespaces::default(), &about).count());
+        totals.dropped_packets = [1; _];
+        totals.resets_by_state = [1; _];
+        totals.fast_open = [1; _];
+        let most = sample("web", &totals);
+        assert_eq!(shape.count(&[&most.readings], 1), shape.most());
+        let lines = |samples| {
+            let text = text(&exposition(samples, &OfNamespaces::default(), &about), Format::Prometheus);
+            text.lines().filter(|line| !line.starts_with('#')).count()
+        };
+        let rest = rest - ADDED + 4; // Without edges, before the first scrape.
+        assert_eq!(lines(vec![one]), counted + rest);
+        assert_eq!(lines(vec![most]), shape.most() - 1 + rest);
+    }
+
+    #[test]
+    fn what_differs_in_labels_that_are_left_out_is_one() {
+        let mut both = sample("web", &Totals::default());
+        both.containers = [7, 8].map(|id| Arc::new(Container::unknown(id))).into();
+        let all = info(&[both], InfoLabels::default());
+        assert_eq!(all.len(), 2);
+        let mut both = sample("web", &Totals::default());
+        both.containers = [7, 8].map(|id| Arc::new(Container::unknown(id))).into();
+        let without = InfoLabels { no_cgroup_id: true, ..InfoLabels::default() };
+        let all = info(&[both], without);
+        assert_eq!(all.len(), 1);
+        assert!(all[0].0.iter().all(|(name, _)| *name != "cgroup_id"), "{all:?}");
+    }
+
+    #[test]
     fn odd_names_stay_one_label() {
-        let text = openmetrics("a\"b\\c\nd", about());
+        let text = openmetrics("a\"b\\c\nd", &about());
         assert!(text.contains(r#"container="a\"b\\c\nd""#));
     }
 }

@@ -1,9 +1,10 @@
-//! The thread that owns the monitor. Scrapes come to it one by one, and those that came while it walked share the next
+//! The thread that owns the monitor. Questions come to it one by one; scrapes that came while it walked share the next
 //! walk.
 
 use std::{
+    mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -14,23 +15,27 @@ use anyhow::Context as _;
 use model::{
     container::Container,
     filter::Filter,
+    metrics::Reading,
     record::{self, Strays},
 };
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
 use super::{
-    edges::Edges,
-    exposition::{self, Exposition, OfEdges, OfNamespaces},
+    edges::{Edges, LeftOut, NameOf, OwnerOf},
+    exemplars::Exemplars,
+    exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Scrapes, Shape},
+    family::Buckets,
     namespaces::Namespaces,
     reconciliation::Reconciliation,
     reload::{LastReload, Live},
-    series::Series,
+    series::{Room, Selection, Series, labels},
     strays::Accounts,
     systemd::Watchdog,
+    tails::{self, Tails},
 };
 use crate::{
-    args::AgentArgs,
+    args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
     namespaces::ALL,
@@ -45,23 +50,29 @@ const EVENTS_PERIOD: Duration = Duration::from_millis(50);
 /// Room for events, bytes: a walk and a scrape may keep them waiting. A comparison wants more kinds of them.
 const BUFFER: u32 = 16 << 20;
 const BUFFER_TO_COMPARE: u32 = 64 << 20;
+/// The same where events are sent only while somebody follows them.
+const BUFFER_TO_FOLLOW: u32 = 4 << 20;
+/// Rows that a walk brings at a time where only questions want them.
+const FEW_ROWS: u32 = 1024;
 /// How often network namespaces that appeared are looked into, for what was there before they were seen.
 const ADOPTION_PERIOD: Duration = Duration::from_secs(30);
 
 /// What a scrape gets: the metrics, or why there are none.
 pub(crate) type Answer = Result<Arc<Exposition>, String>;
 
+/// What the thread is asked.
+enum Request {
+    /// For the metrics.
+    Scrape(oneshot::Sender<Answer>),
+    /// For anything else.
+    Do(Box<dyn FnOnce(&mut Worker) + Send>),
+}
+
 /// The way to the gauge's thread.
 #[derive(Clone)]
 pub(crate) struct Gauge {
-    asked: Sender<Asked>,
-}
-
-/// What the thread is asked for.
-enum Asked {
-    Scrape(oneshot::Sender<Answer>),
-    /// From now on these settings, if there are new ones, and what there is to say of reading them.
-    Settings(Option<Live>, LastReload),
+    requests: Sender<Request>,
+    answered: Arc<Mutex<Scrapes>>,
 }
 
 impl Gauge {
@@ -86,55 +97,128 @@ impl Gauge {
         } else {
             options
         };
+        options.rows = options.rows.max(FEW_ROWS);
         if args.edges {
             options.events |= LIFE_EVENTS;
             options.rows = ROWS;
             options.dns = args.dns.then(|| dns_root(directory.layout())).transpose()?;
         }
-        let edges = args.edges.then(|| Edges::new(args.max_edges as usize));
-        let series = Series::new(args.grace);
+        if options.events == 0 {
+            options.buffer = BUFFER_TO_FOLLOW;
+        }
+        let own_events = mem::replace(&mut options.events, tails::ALL_EVENTS);
+        let is_dropped = |label| args.drop_labels.contains(&label);
+        let left_out = LeftOut {
+            peer_name: is_dropped(DroppedLabel::PeerName),
+            peer_port: is_dropped(DroppedLabel::PeerPort),
+        };
+        let info = InfoLabels {
+            no_id: is_dropped(DroppedLabel::Id),
+            no_runtime: is_dropped(DroppedLabel::Runtime),
+            no_image: is_dropped(DroppedLabel::Image),
+            no_cgroup_id: is_dropped(DroppedLabel::CgroupId),
+            no_cgroup_path: is_dropped(DroppedLabel::CgroupPath),
+        };
+        let edges = args.edges.then(|| Edges::new(args.max_edges as usize, left_out, args.history));
+        let selection = Selection {
+            include: args.include.clone().unwrap_or_default(),
+            exclude: args.exclude.clone().unwrap_or_default(),
+            min_age: args.min_age.unwrap_or_default(),
+        };
+        let series = Series::new(args.grace, selection);
+        let buckets = Buckets {
+            classic: args.histograms != Histograms::Native,
+            half_octaves: args.resolution == Resolution::HalfOctave,
+            native: args.histograms != Histograms::Classic,
+        };
+        let limits = Limits { series: args.max_series as usize, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        let (ask, asked) = channel();
+        let (requests, asked) = channel();
         let (ready, started) = channel();
         thread::Builder::new()
             .name("gauge".to_owned())
-            .spawn(move || match Worker::start(&options, interval, directory, series, namespaces, edges) {
-                Ok(worker) => {
-                    let _ = ready.send(Ok(()));
-                    worker.run(&asked);
+            .spawn(move || {
+                let parts = (directory, series, namespaces, edges);
+                match Worker::start(&options, own_events, interval, parts, limits) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run(&asked);
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
             })
             .context("cannot start the gauge's thread")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { asked: ask })
+        Ok(Self { requests, answered: Arc::default() })
+    }
+
+    /// What became of scrapes so far.
+    pub(crate) fn answered(&self) -> Scrapes {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A scrape was answered to its end, in this format and encoding, with so many bytes before they were encoded.
+    pub(crate) fn note_answered(&self, by: (&'static str, &'static str), took: Duration, bytes: u64) {
+        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.answered.entry(by).or_default() += 1;
+        all.last = Some((took, bytes));
     }
 
     /// The metrics as of now.
     pub(crate) async fn scrape(&self) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let gone = || "the gauge's thread has ended".to_owned();
-        self.asked.send(Asked::Scrape(answer)).map_err(|_| gone())?;
+        self.requests.send(Request::Scrape(answer)).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    /// What the thread answers to a question.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (answer, answered) = oneshot::channel();
+        let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
+        self.requests.send(Request::Do(question)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
     }
 
     /// New settings, and how reading them went.
     pub(crate) fn change(&self, live: Option<Live>, last: LastReload) {
+        let change = Box::new(move |worker: &mut Worker| worker.change(live, last));
         // If nobody is there any more, scrapes say so.
-        let _ = self.asked.send(Asked::Settings(live, last));
+        let _ = self.requests.send(Request::Do(change));
     }
 }
 
-struct Worker {
-    monitor: Monitor,
-    directory: Directory,
+fn gone() -> String {
+    "the gauge's thread has ended".to_owned()
+}
+
+/// What is shown at most.
+#[derive(Clone, Copy)]
+struct Limits {
+    series: usize,
+    buckets: Buckets,
+    info: InfoLabels,
+}
+
+pub(crate) struct Worker {
+    pub(super) monitor: Monitor,
+    pub(super) directory: Directory,
     series: Series,
     namespaces: Namespaces,
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
-    edges: Option<Edges>,
-    names: Names,
-    kernel: String,
+    pub(super) edges: Option<Edges>,
+    exemplars: Exemplars,
+    pub(super) names: Names,
+    pub(super) tails: Tails,
+    /// The events that are sent though nobody follows any.
+    own_events: u32,
+    pub(super) kernel: String,
+    limits: Limits,
+    /// Since when all is attached.
+    pub(super) began: Instant,
     /// With a file of settings.
     reload: Option<LastReload>,
 }
@@ -142,13 +226,13 @@ struct Worker {
 impl Worker {
     fn start(
         options: &Options,
+        own_events: u32,
         interval: Option<Duration>,
-        directory: Directory,
-        series: Series,
-        namespaces: Namespaces,
-        edges: Option<Edges>,
+        (directory, series, namespaces, edges): (Directory, Series, Namespaces, Option<Edges>),
+        limits: Limits,
     ) -> anyhow::Result<Self> {
         let mut monitor = Monitor::start(options)?;
+        monitor.send_events(own_events);
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let start = |interval| Reconciliation::start(interval, &mut monitor, || namespaces.read(ALL));
         let reconciliation = interval.map(start).transpose()?;
@@ -162,8 +246,13 @@ impl Worker {
             strays,
             reconciliation,
             edges,
+            exemplars: Exemplars::default(),
             names,
+            tails: Tails::default(),
+            own_events,
             kernel,
+            limits,
+            began: Instant::now(),
             reload: None,
         };
         if worker.edges.is_some() {
@@ -173,26 +262,30 @@ impl Worker {
         Ok(worker)
     }
 
-    fn walk(&mut self) -> anyhow::Result<Walk> {
+    /// Brings all up to now.
+    pub(super) fn walk(&mut self) -> anyhow::Result<Walk> {
         let Some(edges) = &mut self.edges else { return Ok(self.monitor.walk(None)?) };
+        let exemplars = &mut self.exemplars;
         edges.begin_walk();
-        Ok(self.monitor.walk(Some(&mut |row| edges.row(row)))?)
+        Ok(self.monitor.walk(Some(&mut |row| {
+            edges.row(row);
+            exemplars.see(row);
+        }))?)
     }
 
     /// Works until nobody is left to ask.
-    fn run(mut self, asked: &Receiver<Asked>) {
+    fn run(mut self, asked: &Receiver<Request>) {
         let mut adopted = Instant::now();
-        let has_events = self.reconciliation.is_some() || self.edges.is_some();
-        let period = if has_events { EVENTS_PERIOD } else { PERIOD };
         let mut watchdog = Watchdog::new();
         loop {
             watchdog.beat();
-            let first = match asked.recv_timeout(period) {
+            let has_events = self.own_events != 0 || !self.tails.is_empty();
+            let first = match asked.recv_timeout(if has_events { EVENTS_PERIOD } else { PERIOD }) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if let Err(error) = self.take_notes() {
+            if let Err(error) = self.take_notes().and_then(|()| self.remember()) {
                 tracing::warn!("{error:#}");
             }
             if adopted.elapsed() >= ADOPTION_PERIOD {
@@ -204,10 +297,10 @@ impl Worker {
             }
             // Who asks from now on may know of more than this walk sees, and gets the next one.
             let mut waiting = Vec::new();
-            for one in first.into_iter().chain(asked.try_iter()) {
-                match one {
-                    Asked::Scrape(scrape) => waiting.push(scrape),
-                    Asked::Settings(live, last) => self.change(live, last),
+            for request in first.into_iter().chain(asked.try_iter()) {
+                match request {
+                    Request::Scrape(answer) => waiting.push(answer),
+                    Request::Do(question) => question(&mut self),
                 }
             }
             if !waiting.is_empty() {
@@ -226,7 +319,43 @@ impl Worker {
         }
     }
 
-    fn take_notes(&mut self) -> anyhow::Result<()> {
+    /// Ends a step of the edges' history, if it is time.
+    fn remember(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        if self.edges.as_ref().is_none_or(|edges| !edges.is_step_due(began)) {
+            return Ok(());
+        }
+        self.walk_edges(|edges, owner, name| edges.remember(began, began.elapsed(), owner, name))?;
+        Ok(())
+    }
+
+    /// Brings the edges up to now, and asks them. `None`: nobody counts edges.
+    pub(super) fn walk_edges<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Edges, OwnerOf<'_>, NameOf<'_>) -> T,
+    ) -> anyhow::Result<Option<T>> {
+        if self.edges.is_none() {
+            return Ok(None);
+        }
+        self.walk()?;
+        take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.take_events()?;
+        Ok(self.ask_edges(ask))
+    }
+
+    fn ask_edges<T>(&mut self, ask: impl FnOnce(&mut Edges, OwnerOf<'_>, NameOf<'_>) -> T) -> Option<T> {
+        let (directory, names) = (&self.directory, &self.names);
+        let owner = |id| directory.resolve(id);
+        let name = |container: &Container, address, at| names.of(directory, container, address, at);
+        Some(ask(self.edges.as_mut()?, &owner, &name))
+    }
+
+    /// Has the kernel send the events that somebody wants.
+    pub(super) fn send_wanted_events(&mut self) {
+        self.monitor.send_events(self.own_events | self.tails.events());
+    }
+
+    pub(super) fn take_notes(&mut self) -> anyhow::Result<()> {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.monitor.tend()?;
         self.take_events()?;
@@ -237,24 +366,30 @@ impl Worker {
         }
     }
 
-    fn take_events(&mut self) -> anyhow::Result<()> {
-        let (edges, reconciliation) = (&mut self.edges, &mut self.reconciliation);
+    pub(super) fn take_events(&mut self) -> anyhow::Result<()> {
+        let (edges, exemplars, reconciliation, tails) =
+            (&mut self.edges, &mut self.exemplars, &mut self.reconciliation, &mut self.tails);
+        let own_events = self.own_events;
         self.monitor.events(&mut |event| {
+            tails.event(event);
+            if own_events & (1 << event.event) == 0 {
+                return;
+            }
             if let Some(edges) = edges {
                 edges.event(event);
+                exemplars.see(event);
             }
             if let Some(reconciliation) = reconciliation {
                 reconciliation.event(event);
             }
         })?;
-        let directory = &self.directory;
-        if let Some(edges) = edges {
-            let names = &mut self.names;
-            self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
-            let owner = |id| directory.resolve(id);
-            let name = |container: &Container, address, at| names.of(directory, container, address, at);
-            edges.settle(Instant::now(), &owner, &name);
+        let (directory, names) = (&self.directory, &mut self.names);
+        self.monitor.dns_answers(&mut |answer| names.take(answer, directory))?;
+        let peers = edges.as_ref().map(Edges::peers);
+        if tails.tell(directory, names, peers) {
+            self.monitor.send_events(self.own_events | tails.events());
         }
+        self.ask_edges(|edges, owner, name| edges.settle(Instant::now(), owner, name));
         Ok(())
     }
 
@@ -268,11 +403,6 @@ impl Worker {
         let mut totals = self.monitor.totals()?;
         self.give(&strays)?;
         self.strays.add_to(&mut totals);
-        let gone = self.series.update(&totals, &self.directory, walk.number);
-        for cgroup in gone {
-            self.monitor.forget(cgroup)?;
-            self.strays.forget(cgroup);
-        }
         let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
@@ -287,15 +417,34 @@ impl Worker {
             unattributed: losses[record::loss::LOSS_OWNER],
             reload: self.reload,
         };
-        Ok(Exposition::new(self.series.all(), self.of_edges(), &namespaces, about))
+        let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
+        let rest = Rest::new(&namespaces, &about);
+        let left = self.limits.series.saturating_sub(rest.count());
+        // Half of it is for edges, where they are told of, so that they push no container out; and they have what is left.
+        let for_containers = if self.edges.is_some() { left / 2 } else { left };
+        let count = |readings: &[&[Reading]], cgroups| shape.count(readings, cgroups);
+        let room = Room { series: for_containers, other: shape.most(), count: &count };
+        let gone = self.series.update(totals, &self.directory, walk.number, &room);
+        for cgroup in gone {
+            self.monitor.forget(cgroup)?;
+            self.strays.forget(cgroup);
+        }
+        let samples = self.series.all();
+        let used: usize =
+            samples.iter().map(|sample| shape.count(&[&sample.readings], sample.containers.len())).sum();
+        let edges = self.of_edges(left.saturating_sub(used));
+        let everyone = self.series.everyone();
+        let of = |cgroup| labels(&self.directory.resolve(cgroup));
+        let slowest = self.exemplars.by_labels(of, |labels| everyone.get(labels) == Some(&true));
+        Ok(Exposition::new(samples, &slowest, self.series.folded(), edges, rest, shape))
     }
 
-    fn of_edges(&mut self) -> Option<OfEdges> {
-        let directory = &self.directory;
-        let edges = self.edges.as_mut()?;
+    fn of_edges(&mut self, room: usize) -> Option<OfEdges> {
+        let (directory, names) = (&self.directory, &self.names);
         let owner = |id| directory.resolve(id);
-        let name = |container: &Container, address, at| self.names.of(directory, container, address, at);
-        let samples = edges.samples(&self.series.all(), Instant::now(), &owner, &name);
+        let name = |container: &Container, address, at| names.of(directory, container, address, at);
+        let edges = self.edges.as_mut()?;
+        let samples = edges.samples(&self.series.everyone(), room, Instant::now(), &owner, &name);
         Some(OfEdges { samples, folded: edges.folded() })
     }
 

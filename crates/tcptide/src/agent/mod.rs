@@ -1,21 +1,30 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
+mod api;
+mod budget;
 mod edges;
+mod exemplars;
 mod exposition;
+mod family;
 mod gauge;
+mod history;
 mod http;
+mod ledger;
 mod namespaces;
+mod protobuf;
 mod reconciliation;
 mod reload;
 mod series;
 mod strays;
 mod systemd;
+mod tails;
 mod text;
 
-use std::{io::Write as _, net::TcpListener};
-
+pub(crate) use api::query;
 #[cfg(test)]
 pub(crate) use reload::RELOADABLE;
+
+use std::{io::Write as _, net::TcpListener};
 
 use anyhow::Context as _;
 use probe::check_privileges;

@@ -60,7 +60,7 @@ impl Reloader {
 
     /// Reads the file again; returns in a sentence what became of it.
     pub(crate) fn reload(&mut self) -> &'static str {
-        match config::command_line(&self.words).map(|cli| cli.command) {
+        match config::command_line(&self.words).map(|(cli, _)| cli.command) {
             Ok(Command::Agent(args)) => {
                 self.take(&args);
                 "the settings were read again"

@@ -1,4 +1,5 @@
-//! Metrics as text: OpenMetrics 1.0 and the Prometheus text format 0.0.4.
+//! Metrics as text: OpenMetrics 1.0 and the Prometheus text format 0.0.4. OpenMetrics has no `_created` here: each would be one
+//! more series, and says what the reader knows from the series' beginning.
 //!
 //! Written by hand for what a thousand containers need: hundreds of thousands of lines that share their beginnings and
 //! their labels, which are made once. docs/decisions/0004 has what a library took for it.
@@ -7,37 +8,27 @@ use std::borrow::Cow;
 
 use model::metrics::Kind;
 
-/// Which text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    /// OpenMetrics 1.0: a counter's comments go without the `_total` of its samples, and the end is marked.
-    OpenMetrics,
-    /// The Prometheus text format 0.0.4.
-    Prometheus,
+/// The comments before a metric's samples. Those of OpenMetrics tell the unit, and go without the `_total` of a counter's samples.
+pub(super) fn comments(is_openmetrics: bool, name: &str, kind: Kind, help: &str) -> String {
+    let word = match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    };
+    let help = help.replace('\\', r"\\").replace('\n', r"\n");
+    if !is_openmetrics {
+        return format!("# HELP {name} {help}\n# TYPE {name} {word}\n");
+    }
+    let name = if kind == Kind::Counter { name.strip_suffix("_total").unwrap_or(name) } else { name };
+    let mut text = format!("# HELP {name} {}\n# TYPE {name} {word}\n", help.replace('"', r#"\""#));
+    if let Some(unit) = ["seconds", "bytes"].iter().find(|unit| name.ends_with(&format!("_{unit}"))) {
+        text.extend(["# UNIT ", name, " ", unit, "\n"]);
+    }
+    text
 }
 
-impl Format {
-    /// What follows the last metric.
-    pub(super) fn end(self) -> &'static str {
-        match self {
-            Self::OpenMetrics => "# EOF\n",
-            Self::Prometheus => "",
-        }
-    }
-
-    /// The comments before a metric's samples.
-    pub(super) fn comments(self, name: &str, kind: Kind, help: &str) -> String {
-        let (name, word) = match kind {
-            Kind::Counter if self == Self::OpenMetrics => {
-                (name.strip_suffix("_total").unwrap_or(name), "counter")
-            }
-            Kind::Counter => (name, "counter"),
-            Kind::Gauge => (name, "gauge"),
-            Kind::Histogram => (name, "histogram"),
-        };
-        format!("# HELP {name} {}\n# TYPE {name} {word}\n", help.replace('\\', r"\\").replace('\n', r"\n"))
-    }
-}
+/// What follows the last metric in OpenMetrics.
+pub(super) const END: &str = "# EOF\n";
 
 /// A sample's value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,25 +71,19 @@ impl Line {
         Self { before: format!("{name}{{"), after: format!("{comma}{own}}} ") }
     }
 
-    /// Adds the line of an owner, who has some label.
-    pub(super) fn write(&self, to: &mut String, owner: &str, value: Value) {
-        to.push_str(&self.before);
-        to.push_str(owner);
-        to.push_str(&self.after);
+    /// Adds the line of an owner, with an exemplar, if there is one.
+    pub(super) fn write(&self, to: &mut String, owner: &str, value: Value, exemplar: Option<&str>) {
+        if owner.is_empty() && self.after == "} " {
+            to.extend([self.before.trim_end_matches('{'), " "]);
+        } else {
+            to.push_str(&self.before);
+            to.push_str(owner);
+            to.push_str(if owner.is_empty() { self.after.trim_start_matches(',') } else { &self.after });
+        }
         number(to, value);
+        to.extend(exemplar);
         to.push('\n');
     }
-}
-
-/// Adds the line of a sample with these labels, if any.
-pub(super) fn sample(to: &mut String, name: &str, labels: &str, value: Value) {
-    if labels.is_empty() {
-        to.extend([name, " "]);
-    } else {
-        to.extend([name, "{", labels, "} "]);
-    }
-    number(to, value);
-    to.push('\n');
 }
 
 /// A histogram's lines.
@@ -127,19 +112,28 @@ impl HistogramLines {
         }
     }
 
-    /// Adds those of an owner. Counts are not cumulative.
-    pub(super) fn write(&self, to: &mut String, owner: &str, counts: impl Iterator<Item = u64>, sum: f64) {
+    /// Adds those of an owner. Counts are not cumulative; an exemplar is that of a bucket.
+    pub(super) fn write(
+        &self,
+        to: &mut String,
+        owner: &str,
+        counts: &[u64],
+        sum: f64,
+        exemplar: Option<(usize, &str)>,
+    ) {
         let mut count = 0;
-        for (line, n) in self.buckets.iter().zip(counts) {
+        for (at, (line, n)) in self.buckets.iter().zip(counts).enumerate() {
             count += n;
-            line.write(to, owner, Value::Whole(count));
+            let exemplar = exemplar.filter(|(bucket, _)| *bucket == at).map(|(_, text)| text);
+            line.write(to, owner, Value::Whole(count), exemplar);
         }
-        self.sum.write(to, owner, Value::Real(sum));
-        self.count.write(to, owner, Value::Whole(count));
+        self.sum.write(to, owner, Value::Real(sum), None);
+        self.count.write(to, owner, Value::Whole(count), None);
     }
 }
 
-fn number(to: &mut String, value: Value) {
+/// Adds a value.
+pub(super) fn number(to: &mut String, value: Value) {
     match value {
         Value::Whole(n) => to.push_str(itoa::Buffer::new().format(n)),
         Value::Real(n) => to.push_str(zmij::Buffer::new().format(n)),

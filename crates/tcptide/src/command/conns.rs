@@ -1,11 +1,15 @@
 //! `tcptide conns`: live connections.
 
+use clap::CommandFactory as _;
 use model::connection::{Connection, Direction, Process};
 use probe::Options;
 
 use super::{endpoint, explain_no_peer, far_end, owner, print};
 use crate::{
+    agent::query,
+    answer::connections::Connections,
     args::ConnsArgs,
+    client::Remote,
     output::{
         say,
         table::{Cell, Column},
@@ -36,7 +40,13 @@ const COLUMNS: &[Column] = &[
     Column::right("COOKIE").wide_only(),
 ];
 
-pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
+/// How many are asked of an agent.
+const MOST: &str = "100000";
+
+pub(crate) fn run(args: &ConnsArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     let look = &args.look;
     let options = Options { follow: false, rows: ROWS, ..Options::default() };
     let mut session = Session::start_with_peers(&look.filter, &look.output, options, false)?;
@@ -59,7 +69,7 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
         })
         .collect();
     session.name_peers(&mut connections.iter_mut().collect::<Vec<_>>());
-    connections.sort_by(|a, b| (&a.container.name, a.cookie).cmp(&(&b.container.name, b.cookie)));
+    sort(&mut connections);
     // A walk in several parts may meet a connection again.
     connections.dedup_by_key(|c| c.cookie);
     print(look.output.output, &connections, COLUMNS, row)?;
@@ -70,6 +80,23 @@ pub(crate) fn run(args: &ConnsArgs) -> anyhow::Result<()> {
     }
     session.report_losses();
     Ok(())
+}
+
+/// The same, as an agent tells it.
+fn show_of(agent: &Remote, args: &ConnsArgs) -> anyhow::Result<()> {
+    let Connections { matched, mut connections } =
+        agent.get("connections", &query::Connections::command(), &[], &[("limit", MOST)])?;
+    sort(&mut connections);
+    print(args.look.output.output, &connections, COLUMNS, row)?;
+    let told = connections.len() as u64;
+    if told < matched {
+        say!("these are the {told} that have carried most, of {matched}");
+    }
+    Ok(())
+}
+
+fn sort(connections: &mut [Connection]) {
+    connections.sort_by(|a, b| (&a.container.name, a.cookie).cmp(&(&b.container.name, b.cookie)));
 }
 
 fn row(c: &Connection) -> Vec<Cell> {

@@ -1,18 +1,20 @@
 //! `tcptide containers`: how every cgroup was identified, and from what.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use model::container::{Container, Labels};
-use serde::Serialize;
+use clap::CommandFactory as _;
+use model::container::Container;
 
 use super::{kubernetes, print, runtime};
 use crate::{
+    agent::query,
+    answer::containers::{Containers, identified},
     args::ContainersArgs,
+    client::Remote,
     output::{
         say,
         table::{Cell, Column},
     },
-    owners::is_container,
     session::directory,
 };
 
@@ -31,28 +33,14 @@ const COLUMNS: &[Column] = &[
     Column::left("CGROUP").shrinks_to(12).rank(1),
 ];
 
-/// A container with all that is known of it.
-#[derive(Serialize)]
-struct Identified {
-    #[serde(flatten)]
-    container: Arc<Container>,
-    #[serde(skip_serializing_if = "no_labels")]
-    annotations: Labels,
-}
-
-fn no_labels(labels: &Labels) -> bool {
-    labels.is_empty()
-}
-
-pub(crate) fn run(args: &ContainersArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ContainersArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        let Containers { containers } = agent.get("containers", &query::Containers::command(), &[], &[])?;
+        return print(args.output.output, &containers, COLUMNS, |one| row(&one.container));
+    }
     let directory = directory(&args.output.runtimes)?;
     directory.settle(PATIENCE);
-    let mut all: Vec<Arc<Container>> = directory.all();
-    all.retain(|container| args.all || is_container(container));
-    all.sort_by(|a, b| (a.runtime, &a.name, &a.cgroup_path).cmp(&(b.runtime, &b.name, &b.cgroup_path)));
-    let of =
-        |container: Arc<Container>| Identified { annotations: Arc::clone(&container.annotations), container };
-    let all: Vec<_> = all.into_iter().map(of).collect();
+    let all = identified(&directory, args.all);
     print(args.output.output, &all, COLUMNS, |one| row(&one.container))?;
     if all.is_empty() {
         say!("no containers on this host (--all shows every cgroup)");

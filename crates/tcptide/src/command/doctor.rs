@@ -4,11 +4,12 @@ use std::{io::Write as _, time::Duration};
 
 use anyhow::bail;
 use model::mountinfo::CgroupLayout;
-use probe::{Kernel, Monitor, Options, Owner, Status, check_privileges};
+use probe::{Kernel, Monitor, Options, Owner, check_privileges};
 use serde::Serialize;
 
 use super::{kubernetes, reconcile, runtime};
 use crate::{
+    answer::programs::Program,
     args::DoctorArgs,
     output::{
         style::Role,
@@ -34,23 +35,6 @@ struct Finding {
     ok: bool,
     /// What was found, and what to do.
     text: String,
-}
-
-#[derive(Serialize)]
-struct Program {
-    name: &'static str,
-    hook: &'static str,
-    status: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    required: bool,
-    feeds: &'static str,
-    /// What the verifier looked at while loading.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instructions: Option<u32>,
-    /// What the kernel's compiler made of it: `bpf_prog_info.jited_prog_len`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    machine_code_bytes: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -107,7 +91,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             Ok(monitor) => {
                 let took = begun.elapsed();
                 found("monitor", Ok(format!("attached in {} ms", took.as_millis())));
-                report.programs = monitor.programs().into_iter().map(program).collect();
+                report.programs = monitor.programs().into_iter().map(Program::of).collect();
             }
             Err(error) => able = found("monitor", Err(error.to_string())),
         }
@@ -136,22 +120,6 @@ fn cgroups(layout: &CgroupLayout) -> Result<String, String> {
         (CgroupLayout::None, _) => {
             Err("no hierarchy is mounted: containers are shown by cgroup id only".to_owned())
         }
-    }
-}
-
-fn program(stats: probe::ProgramStats) -> Program {
-    Program {
-        name: stats.program.name,
-        hook: stats.program.hook,
-        status: stats.status.word(),
-        reason: match stats.status {
-            Status::Unsupported(reason) | Status::Refused(reason) => Some(reason),
-            Status::Attached | Status::Standby | Status::Off => None,
-        },
-        required: stats.program.required,
-        feeds: stats.program.feeds,
-        instructions: stats.run.map(|run| run.verified_instructions).filter(|n| *n > 0),
-        machine_code_bytes: stats.run.map(|run| run.machine_code_bytes).filter(|n| *n > 0),
     }
 }
 

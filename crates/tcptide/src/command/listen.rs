@@ -6,17 +6,20 @@ use std::{
     net::IpAddr,
 };
 
+use clap::CommandFactory as _;
 use model::{
-    connection::{Connection, Event, Queues, local},
+    connection::{Event, local},
     histogram::{Histogram, Scale},
     record,
 };
 use probe::Options;
-use serde::Serialize;
 
 use super::{conns::process, endpoint, explain_nothing, owner, print};
 use crate::{
+    agent::query,
+    answer::listeners::{Listener, Listeners, Watched, sort},
     args::ListenArgs,
+    client::Remote,
     output::{
         say,
         style::Role,
@@ -46,36 +49,15 @@ const WATCHED: &[Column] = &[
 
 const WHICH: &[Column] = &[Column::right("NETNS").wide_only(), Column::right("COOKIE").wide_only()];
 
-/// A listener, and what happened there between two looks.
-#[derive(Serialize)]
-struct Listener {
-    #[serde(flatten)]
-    connection: Connection,
-    #[serde(skip)]
-    queues: Queues,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    watched: Option<Watched>,
-}
-
-#[derive(Serialize)]
-struct Watched {
-    /// Packets turned away.
-    drops: u32,
-    /// Times that the accept queue was full when somebody came; absent where that is not measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    overflows: Option<u32>,
-    /// From the completed handshake to `accept()`, of connections that were made and accepted meanwhile.
-    accept_wait: Histogram,
-    /// Whether these times are upper bounds.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    accept_wait_is_bound: bool,
-}
-
 /// How long connections waited, by cookie, and by network namespace and local end.
 type Waits = BTreeMap<(u32, IpAddr, Option<u16>), HashMap<u64, u32>>;
 
-pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ListenArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
     let ListenArgs { look, duration } = args;
+    if let Some(agent) = agent {
+        let Listeners { listeners } = agent.get("listeners", &query::Listeners::command(), &[], &[])?;
+        return print(look.output.output, &listeners, &[COLUMNS, WHICH].concat(), row);
+    }
     let options = Options {
         follow: duration.is_some(),
         events: duration.map_or(0, |_| Event::Close.bit()),
@@ -118,7 +100,7 @@ pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
                     accept_wait: Histogram::new(&Scale::CONNECT),
                     accept_wait_is_bound: !is_exact,
                 });
-                listeners.push(Listener { connection, queues, watched });
+                listeners.push(Listener { connection, watched });
             }
             None => note(&mut waits, row),
         }
@@ -130,15 +112,7 @@ pub(crate) fn run(args: &ListenArgs) -> anyhow::Result<()> {
         })?;
     }
     share_out(&waits, &mut listeners);
-    // The fullest first, then by name and port.
-    listeners.sort_by(|a, b| {
-        let of = |l: &Listener| {
-            (l.connection.container.name.clone(), l.connection.local.port, l.connection.cookie)
-        };
-        (b.queues.accept, b.queues.drops)
-            .cmp(&(a.queues.accept, a.queues.drops))
-            .then_with(|| of(a).cmp(&of(b)))
-    });
+    sort(&mut listeners);
     let watched = if duration.is_some() { WATCHED } else { &[] };
     print(look.output.output, &listeners, &[COLUMNS, watched, WHICH].concat(), row)?;
     explain_nothing(&session, listeners.len(), walk.sockets, "sockets");
@@ -178,7 +152,8 @@ fn share_out(waits: &Waits, listeners: &mut [Listener]) {
 }
 
 fn row(listener: &Listener) -> Vec<Cell> {
-    let Listener { connection, queues, watched } = listener;
+    let Listener { connection, watched } = listener;
+    let queues = listener.queues();
     let queue = Cell::new(&queues.accept.to_string());
     let turned_away = |n: u32| if n == 0 { "0".into() } else { Cell::new(&n.to_string()).role(Role::Warn) };
     let mut cells = vec![

@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    cmp::Reverse,
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fmt::Write as _,
     io::Write as _,
@@ -14,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::CommandFactory as _;
 use model::{
     connection::{Direction, Event, LISTEN, peer, rtt, since_ns, subject},
     container::{Container, sanitize},
@@ -21,12 +21,15 @@ use model::{
     record,
 };
 use probe::Options;
-use serde::Serialize;
 
-use super::{explain_no_peer, owner, print};
+use super::{explain_no_peer, print};
 use crate::{
+    agent::query,
+    answer::edges::{Edge, EdgeId, Edges, Node, NodeId, Side, fold, retransmits, sort},
     args::{Drawing, MapArgs},
+    client::Remote,
     output::{
+        say,
         table::{Cell, Column},
         units,
         writer::Output,
@@ -52,182 +55,11 @@ const WATCHED: &[Column] = &[
     Column::right("SENT/S").rank(4),
     Column::right("RECEIVED/S").rank(4),
 ];
-
-/// Who is at one end.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Node {
-    /// A container of this host.
-    Container(Arc<Container>),
-    /// An address: that end is elsewhere, or its socket was not found.
-    Address(IpAddr),
-    /// The same, where the address has a name: all addresses of that name.
-    Name(Arc<str>),
-    /// Those that are no edges of their own.
-    #[serde(rename = "name")]
-    Other(&'static str),
-}
+/// How many of them are rates.
+const RATES: usize = 2;
 
 /// The most edges that are kept apart while watching; what else comes is ~other.
 const MOST_EDGES: usize = 65_536;
-
-/// What tells nodes apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum NodeId {
-    Cgroup(u64),
-    Address(IpAddr),
-    Name(Arc<str>),
-    Other,
-}
-
-impl Node {
-    fn id(&self) -> NodeId {
-        match self {
-            Self::Container(container) => NodeId::Cgroup(container.cgroup_id),
-            Self::Address(address) => NodeId::Address(*address),
-            Self::Name(name) => NodeId::Name(Arc::clone(name)),
-            Self::Other(_) => NodeId::Other,
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::Container(container) => owner(container),
-            Self::Address(address) => address.to_string(),
-            Self::Name(name) => sanitize(name).into_owned(),
-            Self::Other(name) => (*name).to_owned(),
-        }
-    }
-}
-
-/// What the sockets of one side of an edge tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-struct Side {
-    /// Payload bytes sent, each once.
-    sent_bytes: u64,
-    /// Payload bytes received in order.
-    received_bytes: u64,
-    /// Segments sent.
-    segments_out: u64,
-    /// Segments sent again.
-    retransmits: u64,
-    /// Smoothed round-trip time, us: the mean of the connections that have one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    srtt_us: Option<u64>,
-    /// The least windowed minimum of the round-trip time, us.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    min_rtt_us: Option<u32>,
-    #[serde(skip)]
-    srtt_sum: u64,
-    #[serde(skip)]
-    srtts: u64,
-}
-
-impl Side {
-    fn add(&mut self, other: &Self) {
-        self.sent_bytes += other.sent_bytes;
-        self.received_bytes += other.received_bytes;
-        self.segments_out += other.segments_out;
-        self.retransmits += other.retransmits;
-        self.srtt_sum += other.srtt_sum;
-        self.srtts += other.srtts;
-        self.srtt_us = self.srtt_sum.checked_div(self.srtts);
-        self.min_rtt_us = self.min_rtt_us.into_iter().chain(other.min_rtt_us).min();
-    }
-}
-
-/// What happened per second.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Rates {
-    /// Connections established.
-    opened: f64,
-    /// Connects that failed.
-    failed: f64,
-    /// Payload bytes from the client to the server.
-    sent_bytes: f64,
-    /// Payload bytes back.
-    received_bytes: f64,
-}
-
-/// All connections from one client to one port of one server.
-#[derive(Clone, Debug, Serialize)]
-struct Edge {
-    client: Node,
-    server: Node,
-    /// The server's; absent where nobody saw which side began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    /// Those that are there, each once.
-    connections: u64,
-    /// Those that were established meanwhile; only with `--duration`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    opened: Option<u64>,
-    /// Connects that failed meanwhile; only with `--duration`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failed: Option<u64>,
-    /// Per second of the time watched; only with `--duration`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rates: Option<Rates>,
-    /// What the client's sockets tell; absent where they are elsewhere.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_side: Option<Side>,
-    /// What the server's sockets tell; absent where they are elsewhere.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server_side: Option<Side>,
-}
-
-impl Edge {
-    fn add(&mut self, other: &Self) {
-        let add = |to: &mut Option<Side>, side: Option<&Side>| {
-            if let Some(side) = side {
-                to.get_or_insert_default().add(side);
-            }
-        };
-        let sum = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b).or(a).or(b);
-        self.connections += other.connections;
-        self.opened = sum(self.opened, other.opened);
-        self.failed = sum(self.failed, other.failed);
-        add(&mut self.client_side, other.client_side.as_ref());
-        add(&mut self.server_side, other.server_side.as_ref());
-    }
-
-    /// The same numbers as those of ~other.
-    fn of_others(self) -> Self {
-        let other = Node::Other("~other");
-        Self { client: other.clone(), server: other, port: None, ..self }
-    }
-
-    fn id(&self) -> EdgeId {
-        (self.client.id(), self.server.id(), self.port)
-    }
-
-    fn size(&self) -> u64 {
-        self.connections + self.opened.unwrap_or(0) + self.failed.unwrap_or(0)
-    }
-
-    /// The side that tells of it: the client's, if it is here.
-    fn side(&self) -> Option<&Side> {
-        self.client_side.as_ref().or(self.server_side.as_ref())
-    }
-
-    /// What that was per second.
-    fn rates_over(&self, seconds: f64) -> Rates {
-        let (sent, received) = self.bytes().unwrap_or_default();
-        let rate = |n: u64| n as f64 / seconds;
-        Rates {
-            opened: rate(self.opened.unwrap_or(0)),
-            failed: rate(self.failed.unwrap_or(0)),
-            sent_bytes: rate(sent),
-            received_bytes: rate(received),
-        }
-    }
-
-    /// Bytes from the client to the server, and back.
-    fn bytes(&self) -> Option<(u64, u64)> {
-        let client = self.client_side.map(|side| (side.sent_bytes, side.received_bytes));
-        client.or(self.server_side.map(|side| (side.received_bytes, side.sent_bytes)))
-    }
-}
 
 /// A socket as it was seen last.
 struct Sight {
@@ -249,7 +81,10 @@ struct Sight {
     is_wanted: bool,
 }
 
-pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &MapArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     let watches = args.duration.is_some();
     let options = if watches {
         Options { rows: ROWS, events: LIFE_EVENTS, ..Options::default() }
@@ -292,20 +127,38 @@ pub(crate) fn run(args: &MapArgs) -> anyhow::Result<()> {
         }
     }
     session.filter = filter;
-    match args.draw {
-        Some(drawing) => {
-            let mut out = Output::stdout();
-            out.write_all(draw(drawing, &edges).as_bytes())?;
-            out.flush()?;
-        }
-        None => {
-            let columns = [COLUMNS, if watches { WATCHED } else { &[] }].concat();
-            print(look.output.output, &edges, &columns, row)?;
-        }
-    }
+    show(args, &edges, if watches { WATCHED } else { &[] })?;
     explain_no_peer(&session, &args.peer, edges.len(), walk.sockets);
     session.report_losses();
     Ok(())
+}
+
+/// The same, as an agent counted it.
+fn show_of(agent: &Remote, args: &MapArgs) -> anyhow::Result<()> {
+    let max_edges = args.max_edges.to_string();
+    let more = [("max_edges", max_edges.as_str())];
+    let local = ["draw", "max-edges"];
+    let answer: Edges = agent.get("edges", &query::Edges::command(), &local, &more)?;
+    // The rates are those of a time that was asked for.
+    let (counted, _) = WATCHED.split_at(WATCHED.len() - RATES);
+    show(args, &answer.edges, if agent.has("since") { WATCHED } else { counted })?;
+    if let (Some(asked), Some(seconds)) = (args.since, answer.seconds)
+        && seconds < asked.as_secs_f64()
+    {
+        say!("the agent knows of the last {} only", units::duration((seconds * 1e6) as u64));
+    }
+    Ok(())
+}
+
+fn show(args: &MapArgs, edges: &[Edge], watched: &[Column]) -> anyhow::Result<()> {
+    match args.draw {
+        Some(drawing) => {
+            let mut out = Output::stdout();
+            out.write_all(draw(drawing, edges).as_bytes())?;
+            Ok(out.flush()?)
+        }
+        None => print(args.look.output.output, edges, &[COLUMNS, watched].concat(), row),
+    }
 }
 
 /// What was seen so far.
@@ -316,8 +169,6 @@ struct Picture<'a> {
     sights: HashMap<u64, Sight>,
     edges: BTreeMap<EdgeId, Edge>,
 }
-
-type EdgeId = (NodeId, NodeId, Option<u16>);
 
 impl Picture<'_> {
     fn see(&mut self, event: Option<Event>, r: &record::Connection, container: &Arc<Container>) {
@@ -422,10 +273,7 @@ impl Picture<'_> {
     /// Those with the most connections first.
     fn sorted(self) -> Vec<Edge> {
         let mut edges: Vec<_> = self.edges.into_values().collect();
-        edges.sort_by_cached_key(|edge| {
-            let is_other = edge.client.id() == NodeId::Other;
-            (is_other, Reverse(edge.size()), edge.client.name(), edge.server.name(), edge.port)
-        });
+        sort(&mut edges);
         edges
     }
 }
@@ -453,22 +301,6 @@ fn edge(sight: &Sight, far: Node, peers: Option<&End>, both_seen: bool, watches:
     }
 }
 
-/// Adds up those beyond the most.
-fn fold(mut edges: Vec<Edge>, most: usize) -> Vec<Edge> {
-    if edges.len() <= most {
-        return edges;
-    }
-    let mut rest = edges.split_off(most).into_iter();
-    if let Some(first) = rest.next() {
-        let mut other = first.of_others();
-        for edge in rest {
-            other.add(&edge);
-        }
-        edges.push(other);
-    }
-    edges
-}
-
 fn row(edge: &Edge) -> Vec<Cell> {
     let side = edge.side();
     let bytes = edge.bytes();
@@ -487,11 +319,6 @@ fn row(edge: &Edge) -> Vec<Cell> {
     let rates = edge.rates.map(|rates| [rates.sent_bytes, rates.received_bytes]);
     cells.extend(rates.into_iter().flatten().map(|rate| Cell::from(units::rate(rate))));
     cells
-}
-
-/// Those of both sides, as far as they are here.
-fn retransmits(edge: &Edge) -> u64 {
-    edge.client_side.iter().chain(&edge.server_side).map(|side| side.retransmits).sum()
 }
 
 fn draw(drawing: Drawing, edges: &[Edge]) -> String {

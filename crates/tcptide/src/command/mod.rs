@@ -83,7 +83,7 @@ fn far_end(peer: &Endpoint) -> Option<String> {
 }
 
 /// A container's name, with its pod where it has one.
-fn owner(container: &Container) -> String {
+pub(crate) fn owner(container: &Container) -> String {
     match (&container.namespace, &container.pod) {
         (Some(namespace), Some(pod)) => {
             // Each is bounded by itself, or a long pod would hide the container.
@@ -102,7 +102,7 @@ fn kubernetes(status: Option<&KubernetesStatus>) -> String {
 }
 
 /// How it goes with a runtime's API, in a line.
-fn runtime(status: &RuntimeStatus) -> String {
+pub(crate) fn runtime(status: &RuntimeStatus) -> String {
     let state = match &status.state {
         RuntimeState::Starting => "no answer yet".to_owned(),
         RuntimeState::Absent => "not there".to_owned(),

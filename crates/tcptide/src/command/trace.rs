@@ -1,7 +1,14 @@
 //! `tcptide trace`: connections as they open, fail and close.
 
-use std::io::Write as _;
+use std::{
+    cell::RefCell,
+    io::Write as _,
+    sync::{atomic::Ordering, mpsc::RecvTimeoutError},
+    time::{Duration, Instant},
+};
 
+use anyhow::{Context as _, bail};
+use clap::CommandFactory as _;
 use jiff::tz::TimeZone;
 use model::connection::{Connection, Event};
 use probe::Options;
@@ -11,15 +18,22 @@ use super::{
     endpoint, far_end, owner,
 };
 use crate::{
+    agent::query,
     args::TraceArgs,
+    client::{Remote, Told},
     output::{
+        format::Format,
+        say,
         style::Role,
         table::{Cell, Column, Stream},
         units,
         writer::{Output, Screen},
     },
-    session::Session,
+    session::{Session, stop_flag},
 };
+
+/// How often what came from an agent is shown, at least.
+const PERIOD: Duration = Duration::from_millis(50);
 
 const COLUMNS: &[Column] = &[
     Column::left("TIME").width(12),
@@ -42,38 +56,86 @@ const COLUMNS: &[Column] = &[
     Column::right("COOKIE").width(8).wide_only(),
 ];
 
-pub(crate) fn run(args: &TraceArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &TraceArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     let options = Options {
-        events: args.events(),
+        events: args.events.bits(),
         buffer: args.stream.buffer << 20,
         read_delay: args.read_delay,
         ..Options::default()
     };
     let mut session = Session::start_stream(&args.filter, &args.output, options, &args.peers)?;
-    let zone = TimeZone::system();
-    let format = args.output.output;
-    let screen = Screen::detect();
-    let stream = Stream::new(COLUMNS, format.is_wide(), screen);
-    let out = std::cell::RefCell::new(Output::stdout());
     session.announce();
-    if format.encoding().is_none() {
-        out.borrow_mut().write_all(stream.header().as_bytes())?;
-    }
+    let lines = RefCell::new(Lines::begin(args.output.output)?);
     session.stream(
         args.stream.duration,
-        |seen| {
-            let connection = seen.event();
-            let mut out = out.borrow_mut();
-            match format.encoding() {
-                Some(encoding) => encoding.item(&mut *out, &connection)?,
-                None => out.write_all(stream.row(&row(&connection, &zone)).as_bytes())?,
-            }
-            Ok(())
-        },
-        |_| Ok(out.borrow_mut().flush()?),
+        |seen| lines.borrow_mut().write(&seen.event()),
+        |_| Ok(lines.borrow_mut().out.flush()?),
     )?;
     session.report_losses();
     Ok(())
+}
+
+/// The same, as an agent tells it.
+fn show_of(agent: &Remote, args: &TraceArgs) -> anyhow::Result<()> {
+    let stop = stop_flag()?;
+    let told = agent.follow("events", &query::Events::command(), &["duration"])?;
+    let mut lines = Lines::begin(args.output.output)?;
+    let end = args.stream.duration.map(|duration| Instant::now() + duration);
+    let mut lost = 0;
+    let ended = loop {
+        if stop.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end) {
+            break false;
+        }
+        let left = end.map_or(PERIOD, |end| end.saturating_duration_since(Instant::now()));
+        match told.recv_timeout(PERIOD.min(left)) {
+            Ok(Told::Event(text)) => {
+                let event = serde_json::from_str(&text).context("reading an event of the agent")?;
+                lines.write(&event)?;
+            }
+            Ok(Told::Lost(count)) => lost += count,
+            Err(RecvTimeoutError::Timeout) => lines.out.flush()?,
+            Err(RecvTimeoutError::Disconnected) => break true,
+        }
+    };
+    lines.out.flush()?;
+    if lost > 0 {
+        say!("{lost} events were lost: this side reads too slowly");
+    }
+    if ended {
+        bail!("the agent ended the stream");
+    }
+    Ok(())
+}
+
+/// Where events go.
+struct Lines {
+    format: Format,
+    zone: TimeZone,
+    stream: Stream<'static>,
+    out: Output,
+}
+
+impl Lines {
+    fn begin(format: Format) -> anyhow::Result<Self> {
+        let stream = Stream::new(COLUMNS, format.is_wide(), Screen::detect());
+        let mut out = Output::stdout();
+        if format.encoding().is_none() {
+            out.write_all(stream.header().as_bytes())?;
+            out.flush()?;
+        }
+        Ok(Self { format, zone: TimeZone::system(), stream, out })
+    }
+
+    fn write(&mut self, connection: &Connection) -> anyhow::Result<()> {
+        match self.format.encoding() {
+            Some(encoding) => encoding.item(&mut self.out, connection)?,
+            None => self.out.write_all(self.stream.row(&row(connection, &self.zone)).as_bytes())?,
+        }
+        Ok(())
+    }
 }
 
 fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {

@@ -21,12 +21,14 @@ mod docker;
 mod image;
 mod machines;
 mod podman;
+mod rootless;
 
 pub use containerd::{Containerd, Pod};
 pub use docker::Docker;
 pub use image::IMAGE;
 pub use machines::Machines;
 pub use podman::Podman;
+pub use rootless::{Rootless, USER};
 
 /// What a story does with containers; Docker's and Podman's command lines agree on it.
 pub trait Containers {

@@ -1,0 +1,59 @@
+//! How an agent is.
+
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{command::runtime, identity::Directory};
+
+/// How the agent is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Health {
+    /// `ok`: it is attached, and answers.
+    pub(crate) status: &'static str,
+    /// Its version.
+    pub(crate) version: &'static str,
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// For how long it has been attached, seconds.
+    pub(crate) uptime_seconds: f64,
+    /// What found no room, or no owner.
+    pub(crate) lost: Lost,
+    /// How each container runtime answers, in words.
+    pub(crate) runtimes: Vec<String>,
+    /// How Kubernetes does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes: Option<String>,
+}
+
+/// What was lost since the start; each has a metric.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub(crate) struct Lost {
+    /// Events of connections: the buffer was full.
+    pub(crate) connection_events: u64,
+    /// Cgroups made or removed: the buffer was full. They are found otherwise, later.
+    pub(crate) cgroup_events: u64,
+    /// DNS answers: the buffer was full.
+    pub(crate) dns_answers: u64,
+    /// Sockets that could not be followed: no room, or no memory.
+    pub(crate) sockets: u64,
+    /// Times that a cgroup found no room for totals of its own: it counts for ~other.
+    pub(crate) totals: u64,
+    /// Sockets without an owner: they count for ~unattributed.
+    pub(crate) owners: u64,
+}
+
+impl Health {
+    pub(crate) fn new(kernel: String, began: Instant, lost: Lost, directory: &Directory) -> Self {
+        Self {
+            status: "ok",
+            version: env!("CARGO_PKG_VERSION"),
+            kernel,
+            uptime_seconds: began.elapsed().as_secs_f64(),
+            lost,
+            runtimes: directory.statuses().iter().map(runtime).collect(),
+            kubernetes: directory.kubernetes().map(|status| status.to_string()),
+        }
+    }
+}

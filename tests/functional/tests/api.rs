@@ -1,0 +1,341 @@
+//! The agent's API tells what the commands tell, what the workloads themselves counted, and what its own document says.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use functional::cgroup::Cgroup;
+use functional::http::encode;
+use functional::netns::Netns;
+use functional::process::{output, require, wait_until};
+use functional::tcptide::{Agent, Output, Streaming, Tcptide};
+use functional::witness;
+use functional::workload::{self, Running};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(30);
+/// A step of the history, and some more.
+const STEP: Duration = Duration::from_millis(5500);
+
+fn name(cgroup: &Cgroup) -> &str {
+    cgroup.path().to_str().unwrap()
+}
+
+fn churn(cgroup: &Cgroup, netns: &Netns, to: &str, count: &str) -> workload::Counts {
+    let args = ["churn", "--to", to, "--rate", "200", "--seconds", "20", "--count", count, "--bytes", "100"];
+    Running::inside(cgroup, netns, &args).unwrap().wait(SOON).unwrap()
+}
+
+/// As somebody without any privilege.
+fn as_nobody(agent: &Agent, args: &[&str]) -> Output {
+    let url = format!("http://{}", agent.address());
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+    ]);
+    command.arg(Tcptide::find().unwrap().path()).args(args).args(["--connect", &url]);
+    Tcptide::run_command(&mut command).unwrap()
+}
+
+fn items(agent: &Agent, args: &[&str]) -> Vec<Value> {
+    let output = as_nobody(agent, &[args, &["-o", "json"]].concat()).success().unwrap();
+    output.json().unwrap().as_array().unwrap().clone()
+}
+
+fn numbers(items: &[Value], of: &str) -> BTreeSet<u64> {
+    items.iter().map(|item| item[of].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn an_agent_shows_what_the_commands_show_to_who_has_no_privileges() {
+    let netns = Netns::new("api").unwrap();
+    let (web, app) = (Cgroup::unique("api-web").unwrap(), Cgroup::unique("api-app").unwrap());
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "[::]:9601"]).unwrap();
+    server.listening().unwrap();
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", "20"]).unwrap();
+    held.ready(SOON).unwrap();
+    let agent = Tcptide::find().unwrap().agent(["--edges"]).unwrap();
+    let own = Tcptide::find().unwrap();
+    let both = format!("{},{}", name(&web), name(&app));
+
+    // Live connections: the same, in the same words, as the kernel's own.
+    let shown = items(&agent, &["conns", "--container", &both]);
+    let direct =
+        own.run(["conns", "--container", &both, "-o", "json"]).unwrap().success().unwrap().json().unwrap();
+    let direct = direct.as_array().unwrap();
+    assert_eq!(numbers(&shown, "cookie"), numbers(direct, "cookie"));
+    assert_eq!(shown.len(), 40);
+    let of_ss: BTreeSet<u16> = witness::sockets(&netns, &["state", "established"])
+        .unwrap()
+        .iter()
+        .map(|socket| socket.local.port())
+        .collect();
+    let ports: BTreeSet<u16> =
+        shown.iter().map(|one| one["local"]["port"].as_u64().unwrap() as u16).collect();
+    assert_eq!(ports, of_ss);
+    for (a, b) in shown.iter().zip(direct) {
+        for same in [
+            "container",
+            "process",
+            "direction",
+            "state",
+            "local",
+            "peer",
+            "preexisting",
+            "netns",
+            "congestion",
+        ] {
+            assert_eq!(a[same], b[same], "{same}");
+        }
+    }
+    let few = agent.json(&format!("/api/v1/connections?limit=7&container={}", encode(name(&web)))).unwrap();
+    assert_eq!((few["matched"].as_u64(), few["connections"].as_array().unwrap().len()), (Some(20), 7));
+    // By the far end's owner.
+    let far = items(&agent, &["conns", "--peer-container", name(&web)]);
+    assert_eq!(far.len(), 20);
+    assert!(far.iter().all(|one| one["container"]["name"] == name(&app)), "{far:?}");
+
+    for (args, expected) in [
+        (vec!["states", "--container", name(&web)], serde_json::json!({ "established": 20 })),
+        (vec!["states", "--container", name(&app)], serde_json::json!({ "established": 20, "listen": 1 })),
+        (vec!["states", "--peer-container", name(&web)], serde_json::json!({ "established": 20 })),
+    ] {
+        let direct = own.run(args.iter().chain(&["-o", "json"])).unwrap().success().unwrap().json().unwrap();
+        let shown = items(&agent, &args);
+        assert_eq!((shown.len(), &shown[0]["states"]), (1, &expected), "{args:?}");
+        assert_eq!(shown[0], direct[0], "{args:?}");
+    }
+    let shown = items(&agent, &["listen", "--container", name(&app)]);
+    assert_eq!((shown.len(), &shown[0]["local"]["port"]), (1, &9601.into()));
+    assert!(items(&agent, &["containers", "--all"]).iter().any(|one| one["name"] == name(&app)));
+    let health = agent.json("/api/v1/health").unwrap();
+    assert_eq!((&health["status"], &health["lost"]["sockets"]), (&"ok".into(), &0.into()));
+    let programs = agent.json("/api/v1/programs").unwrap();
+    let is_attached = |one: &Value| one["name"] == "lifecycle" && one["status"] == "attached";
+    assert!(programs["programs"].as_array().unwrap().iter().any(is_attached));
+
+    // The tables, too.
+    let table = as_nobody(&agent, &["conns", "--container", name(&web)]).success().unwrap().stdout;
+    assert_eq!(table.len(), 21, "{table:?}");
+    assert!(table[1].contains("127.0.0.1:9601") && table[1].contains("ESTABLISHED"), "{table:?}");
+    held.finish().unwrap();
+    agent.stop().unwrap();
+}
+
+#[test]
+fn a_map_since_a_time_has_what_was_counted_since() {
+    let netns = Netns::new("since").unwrap();
+    let (web, app) = (Cgroup::unique("since-web").unwrap(), Cgroup::unique("since-app").unwrap());
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent(["--edges"]).unwrap();
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9601", "30").failures(), 0);
+    // Two steps end; what comes after them is told apart.
+    std::thread::sleep(2 * STEP);
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9601", "12").failures(), 0);
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9602", "5").failures(), 5);
+    let map = |args: &[&str]| {
+        let edges = items(&agent, &[&["map", "--container", name(&web)], args].concat());
+        let of = |port: u64| edges.iter().find(|edge| edge["port"] == port).cloned().unwrap_or_default();
+        (of(9601), of(9602), edges.len())
+    };
+    let (whole, refused, count) = map(&[]);
+    assert_eq!((count, &whole["opened"], &refused["failed"]), (2, &42.into(), &5.into()));
+    assert_eq!(whole["rates"], Value::Null);
+    for side in ["client_side", "server_side"] {
+        assert_eq!(whole[side]["sent_bytes"], 4200, "{side}: {whole}");
+        assert_eq!(whole[side]["received_bytes"], 4200, "{side}: {whole}");
+    }
+    assert_eq!(whole["client"]["container"]["name"], name(&web));
+    assert_eq!(whole["server"]["container"]["name"], name(&app));
+    assert_eq!(refused["server"]["address"], "127.0.0.1");
+    let (recent, refused, _) = map(&["--since", "3s"]);
+    assert_eq!((&recent["opened"], &refused["failed"]), (&12.into(), &5.into()));
+    for side in ["client_side", "server_side"] {
+        assert_eq!(recent[side]["sent_bytes"], 1200, "{side}: {recent}");
+    }
+    assert!(recent["rates"]["opened"].as_f64().unwrap() > 0.5, "{recent}");
+    let (all, ..) = map(&["--since", "10m"]);
+    assert_eq!(all["opened"], 42);
+    let said = as_nobody(&agent, &["map", "--since", "10m"]).success().unwrap().stderr;
+    assert!(said.iter().any(|line| line.contains("the agent knows of the last")), "{said:?}");
+    let answer = agent.json("/api/v1/edges?since=10m").unwrap();
+    assert!(answer["seconds"].as_f64().unwrap() < 60.0 && answer["since"].is_string(), "{answer}");
+    agent.stop().unwrap();
+}
+
+#[test]
+fn events_come_to_who_follows_them_and_to_nobody_else() {
+    let netns = Netns::new("api-events").unwrap();
+    let web = Cgroup::unique("api-events").unwrap();
+    let server = Running::inside(&web, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let follow = |args: &[&str]| {
+        let mut command = Tcptide::find().unwrap().command(["trace", "-o", "json", "--connect"]);
+        command.arg(format!("http://{}", agent.address())).args(args);
+        Streaming::start(&mut command).unwrap()
+    };
+    let all = follow(&["--container", name(&web)]);
+    let some = follow(&["--container", name(&web), "--events", "close,retransmit", "--port", "9601"]);
+    let none = follow(&["--container", "nobody"]);
+    // Until all of them are told of what happens.
+    let of = |stream: &Streaming, event: &str| {
+        stream.json_lines().unwrap().iter().filter(|line| line["event"] == event).count()
+    };
+    let tried = wait_until("both to follow", SOON, || {
+        churn(&web, &netns, "127.0.0.1:9601", "1");
+        std::thread::sleep(Duration::from_millis(200));
+        Ok((of(&all, "close") > 0 && of(&some, "close") > 0).then(|| (of(&all, "close"), of(&some, "close"))))
+    })
+    .unwrap();
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9601", "50").failures(), 0);
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9602", "4").failures(), 4);
+    let before = [tried.0, tried.1];
+    wait_until("all ends", SOON, || {
+        Ok((of(&all, "close") == before[0] + 100
+            && of(&all, "fail") == 4
+            && of(&some, "close") == before[1] + 100)
+            .then_some(()))
+    })
+    .unwrap();
+    let closes: Vec<Value> = all.json_lines().unwrap();
+    let sent: u64 = closes
+        .iter()
+        .filter(|line| line["event"] == "close" && line["direction"] == "active")
+        .map(|line| line["sent_bytes"].as_u64().unwrap())
+        .sum();
+    // Each side of each of its connections ended once.
+    assert_eq!(sent, 100 * of(&all, "close") as u64 / 2);
+    assert_eq!((of(&some, "open"), of(&some, "established"), of(&some, "fail")), (0, 0, 0));
+    assert!(none.json_lines().unwrap().is_empty());
+    for stream in [all, some, none] {
+        assert!(stream.interrupt().unwrap().status.success());
+    }
+
+    agent.stop().unwrap();
+}
+
+/// The buffer has room for what 1,700 connections are told by.
+#[test]
+fn the_kernel_sends_events_only_while_somebody_follows() {
+    let netns = Netns::new("api-silent").unwrap();
+    let web = Cgroup::unique("api-silent").unwrap();
+    let server = Running::inside(&web, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let lost = || agent.json("/api/v1/health").unwrap()["lost"]["connection_events"].as_u64().unwrap();
+    // While nobody reads what is sent.
+    let flood = || {
+        let signal =
+            |signal: &str| output(Command::new("kill").args([signal, &agent.pid().to_string()])).unwrap();
+        signal("-STOP");
+        let args =
+            ["churn", "--to", "127.0.0.1:9601", "--rate", "4000", "--seconds", "30", "--count", "4000"];
+        let counts = Running::inside(&web, &netns, &args).unwrap().wait(SOON);
+        signal("-CONT");
+        assert_eq!(counts.unwrap().failures(), 0);
+    };
+    flood();
+    assert_eq!(lost(), 0);
+    let mut command = Tcptide::find().unwrap().command(["trace", "--container", "nobody", "--connect"]);
+    let following = Streaming::start(command.arg(format!("http://{}", agent.address()))).unwrap();
+    following.wait_for_line(SOON, |line| line.contains("EVENT")).unwrap();
+    flood();
+    let before = lost();
+    assert!(before > 0);
+    assert!(following.interrupt().unwrap().status.success());
+    // It is found out that nobody reads the stream when something is to be sent, or within a quarter of a second.
+    std::thread::sleep(Duration::from_secs(1));
+    flood();
+    assert_eq!(lost(), before);
+    agent.stop().unwrap();
+}
+
+/// As a browser asks, which takes gzip.
+#[test]
+fn a_stream_is_not_held_back_to_be_compressed() {
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let mut stream = TcpStream::connect(agent.address()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").unwrap();
+    let lines: Vec<String> = BufReader::new(&stream)
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|line| line != ": attached")
+        .collect();
+    assert!(lines.iter().any(|line| line == "content-type: text/event-stream"), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.starts_with("content-encoding")), "{lines:?}");
+    drop(stream);
+    agent.stop().unwrap();
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    for (path, status, text) in [
+        ("/api/v1/connections?contaner=web", 400, "did you mean container?"),
+        ("/api/v1/connections?port=none", 400, "80,443"),
+        ("/api/v1/edges", 400, "--edges"),
+        ("/api/v1/nothing", 404, "/connections"),
+        ("/api/v1/states?port=%00", 400, "port"),
+    ] {
+        let answer = agent.get(path).unwrap();
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        let said: Value = serde_json::from_str(&answer.body).unwrap();
+        assert!(said["error"].as_str().unwrap().contains(text), "{path}: {said}");
+    }
+    for (args, text) in [
+        (vec!["map"], "without --edges"),
+        (vec!["map", "--pid", "7"], "--pid cannot be asked"),
+        (vec!["conns", "--runtime-socket", "/x"], "--runtime-socket cannot be asked"),
+        (vec!["listen", "--duration", "1s"], "--duration cannot be asked"),
+    ] {
+        let output = as_nobody(&agent, &args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(output.stderr.join("\n").contains(text), "{args:?}: {:?}", output.stderr);
+    }
+    let own = Tcptide::find().unwrap();
+    for (url, text) in [
+        ("http://127.0.0.1:1", "cannot ask the agent at http://127.0.0.1:1"),
+        ("127.0.0.1:9836", "not an address such as http://127.0.0.1:9836"),
+    ] {
+        let output = own.run(["conns", "--connect", url]).unwrap();
+        assert!(output.stderr.join("\n").contains(text), "{:?}", output.stderr);
+    }
+    agent.stop().unwrap();
+}
+
+/// A client that knows the document only tries what it allows and what it forbids.
+#[test]
+fn the_document_is_what_the_server_does() {
+    let schemathesis = require("schemathesis", "schemathesis (PyPI)").unwrap();
+    let agent = Tcptide::find().unwrap().agent(["--edges"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("http://{}/api/v1/openapi.json", agent.address());
+    let mut command = Command::new(schemathesis);
+    // A stream of events has no end to wait for.
+    command.args([
+        "run",
+        &url,
+        "--exclude-path",
+        "/events",
+        "--max-examples",
+        "20",
+        "--no-color",
+        "--seed",
+        "7",
+    ]);
+    let said = command.current_dir(folder.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stdout);
+    assert!(said.status.success() && text.contains("Tested: 7"), "{text}");
+    agent.stop().unwrap();
+}
