@@ -1,13 +1,25 @@
 # Everything that is done with this repository. `make` alone lists it; the scripts are in tools/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-vm check fuzz bench reliability docs fmt clean
+.PHONY: help run install uninstall deb test-deb test test-vm check fuzz bench reliability docs fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## build, then show this host's TCP connections; installs what building needs
 	@tools/run.sh
+
+install: ## install it with manual pages, completions, unit and settings; PREFIX=/usr/local, DESTDIR for a package's root
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/install.sh
+
+uninstall: ## remove what `make install` installed, but for settings that were changed
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/install.sh uninstall
+
+deb: ## a package for Debian, in target/debian
+	@tools/deb.sh
+
+test-deb: ## the same, installed, run and removed again in a container; as root
+	@tools/deb.sh test
 
 test: ## everything that this machine can test; installs the tests' tools when root
 	@tools/test.sh

@@ -479,6 +479,10 @@ own! {
         "Connections and requests to the agent that were turned away or cut off: connections (see --web.max-connections), read_timeout, write_timeout, idle_timeout (see the flags), head_size (more than 16 KiB or 64 headers), malformed, method (not GET or HEAD), tls (no agreement on TLS, or the client's certificate), unauthorized."
     WEB_CONFIG "tcptide_web_config_last_reload_successful" Gauge []
         "With --web.config.file: 1 while the web configuration and its certificates are in use as the files have them, 0 while an earlier version is, because the files cannot be used."
+    RELOAD_SUCCESSFUL "tcptide_config_last_reload_successful" Gauge []
+        "Whether the last reading of the file with settings was successful: 1 or 0; absent without --config.file."
+    RELOAD_TIME "tcptide_config_last_reload_success_timestamp_seconds" Gauge []
+        "When the file with settings was last read successfully: seconds since 1970; absent without --config.file."
 }
 
 /// `docs/metrics.md`.

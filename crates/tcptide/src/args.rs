@@ -9,7 +9,7 @@ use model::{
     filter::{CgroupRef, Filter, List, Pattern},
 };
 
-use crate::{agent::Limits, output::format::Format};
+use crate::{agent::Limits, config::Values, output::format::Format};
 
 /// Per-container TCP monitoring for Linux with eBPF.
 #[derive(Debug, Parser)]
@@ -43,6 +43,17 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     /// What this kernel and these privileges allow, program by program
     Doctor(DoctorArgs),
+    /// A script for a shell that completes commands and options
+    Completions {
+        /// Whose
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, for packages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        folder: PathBuf,
+    },
 }
 
 /// Which connections.
@@ -432,6 +443,15 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
+    /// Settings in TOML: keys are the names of these flags. A flag, then the environment, comes before the file
+    #[arg(long = "config.file", value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// Check all settings, and end
+    #[arg(long = "check-config")]
+    pub(crate) check_config: bool,
+    /// What each setting was given as
+    #[arg(skip)]
+    pub(crate) values: Values,
     /// Where to serve; `[::]:9836` is every address of this host
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = "127.0.0.1:9836")]
     pub(crate) listen: SocketAddr,
@@ -620,21 +640,20 @@ fn buffer(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+    use crate::config::registry;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        registry().debug_assert();
     }
 
     /// `docs/cli.md`.
     fn document() -> String {
         let mut page = String::from("# Commands\n\nGenerated from `crates/tcptide/src/args.rs`.\n");
-        let mut cli = Cli::command().term_width(100);
+        let mut cli = registry().term_width(100);
         cli.build();
-        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+        for command in cli.get_subcommands_mut().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
             page.extend(["\n## tcptide ", &name, "\n\n```text\n", &help, "```\n"]);

@@ -7,6 +7,7 @@ mod answer;
 mod args;
 mod client;
 mod command;
+mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod identity;
@@ -19,22 +20,24 @@ mod privileges;
 mod reconcile;
 mod session;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _};
-
-use crate::{
-    args::{Cli, Command},
-    client::Remote,
-    output::say,
-};
+use crate::{args::Command, client::Remote, output::say};
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let mut command = Cli::command();
-    let matches = command.get_matches_mut();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (cli, matches) = match config::command_line(&env::args_os().collect::<Vec<_>>()) {
+        Ok(given) => given,
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => {
+                say!("{error:#}");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
     start_logging();
+    let command = config::registry();
     let given = matches.subcommand().and_then(|(name, given)| Some((given, command.find_subcommand(name)?)));
     let result = match given.map(|(given, command)| Remote::of(given, command)).transpose() {
         Ok(agent) => run(cli.command, agent.flatten().as_ref()),
@@ -64,15 +67,15 @@ fn run(command: Command, agent: Option<&Remote>) -> anyhow::Result<()> {
         Command::Containers(args) => command::containers::run(&args, agent),
         Command::Agent(args) => agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),
+        Command::Completions { shell } => command::completions::run(shell),
+        Command::Man { folder } => command::completions::man(&folder),
     }
 }
 
 /// Warnings go to stderr; `TCPTIDE_LOG=debug` tells more.
 fn start_logging() {
-    let level =
-        std::env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
-    let colour =
-        std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let level = env::var("TCPTIDE_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

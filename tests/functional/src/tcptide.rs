@@ -211,6 +211,11 @@ impl Streaming {
         self.end_with(Signal::INT)
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.reading.signal(signal)
+    }
+
     /// Sends a signal that should end it, and waits for the end.
     pub fn end_with(self, signal: Signal) -> Result<Output> {
         self.reading.signal(signal)?;
@@ -264,6 +269,11 @@ impl Agent {
     /// Lines of stderr so far.
     pub fn log(&self) -> Vec<String> {
         self.streaming.stderr()
+    }
+
+    /// Has it read its file of settings again, as a service manager does.
+    pub fn reload(&self) -> Result<()> {
+        self.streaming.signal(Signal::HUP)
     }
 
     /// Ends it as a service manager does, and waits.

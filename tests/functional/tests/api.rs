@@ -278,6 +278,47 @@ fn a_stream_is_not_held_back_to_be_compressed() {
     agent.stop().unwrap();
 }
 
+/// A stream may last longer than an answer may take, as long as it is read.
+#[test]
+fn a_stream_lasts_as_long_as_it_is_read() {
+    let netns = Netns::new("api-lasting").unwrap();
+    let web = Cgroup::unique("api-lasting").unwrap();
+    let server = Running::inside(&web, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent(["--web.write-timeout", "1s"]).unwrap();
+    let cut = || {
+        let reason = [("reason", "write_timeout")];
+        agent.scrape().unwrap().sum("tcptide_http_rejected_total", &reason).unwrap() as u64
+    };
+    let mut command = Tcptide::find().unwrap().command(["trace", "-o", "json", "--connect"]);
+    command.arg(format!("http://{}", agent.address())).args(["--container", name(&web)]);
+    let following = Streaming::start(&mut command).unwrap();
+    let ends = || following.json_lines().unwrap().iter().filter(|line| line["event"] == "close").count();
+    wait_until("it to follow", SOON, || {
+        churn(&web, &netns, "127.0.0.1:9601", "1");
+        Ok((ends() > 0).then_some(()))
+    })
+    .unwrap();
+    // Nothing happens meanwhile.
+    std::thread::sleep(Duration::from_secs(3));
+    let before = ends();
+    churn(&web, &netns, "127.0.0.1:9601", "10");
+    wait_until("what comes after", SOON, || Ok((ends() >= before + 20).then_some(()))).unwrap();
+    assert!(following.is_running(), "{:?}", following.stderr());
+    assert_eq!(cut(), 0);
+    assert!(following.interrupt().unwrap().status.success());
+
+    // Somebody who reads nothing is cut off.
+    let mut deaf = TcpStream::connect(agent.address()).unwrap();
+    deaf.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    wait_until("the reader that reads nothing to be cut off", SOON, || {
+        churn(&web, &netns, "127.0.0.1:9601", "1000");
+        Ok((cut() > 0).then_some(()))
+    })
+    .unwrap();
+    agent.stop().unwrap();
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();

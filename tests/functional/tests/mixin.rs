@@ -369,8 +369,14 @@ fn the_agent_knows_what_it_takes(agent: &Agent) {
 #[test]
 fn every_query_says_something_of_real_traffic() {
     let trouble = Trouble::start();
+    let folder = tempfile::tempdir().unwrap();
+    let [settings, web] =
+        ["settings.toml", "web.yml"].map(|name| folder.path().join(name).display().to_string());
+    fs::write(&settings, "[metrics]\ngrace = \"4m\"\n").unwrap();
+    fs::write(&web, "http_server_config: { headers: { X-Frame-Options: deny } }\n").unwrap();
     let options = ["--edges", "--reconcile=1s", "--read-delay", "--program-stats", "always"];
-    let agent = Tcptide::find().unwrap().agent(options).unwrap();
+    let files = ["--config.file", &settings, "--web.config.file", &web];
+    let agent = Tcptide::find().unwrap().agent(options.iter().chain(&files)).unwrap();
     let files = ["tcptide.rules.yml", "tcptide.alerts.yml"].map(|file| prometheus_files().join(file));
     let files: Vec<_> = files.iter().map(PathBuf::as_path).collect();
     let prometheus = Prometheus::with_rules(agent.address(), &files).unwrap();

@@ -538,6 +538,11 @@ fn agent() -> Vec<Row> {
                     "sum by (instance, format, encoding) (rate(tcptide_scrapes_total{at}[R]))",
                     "{{instance}} {{format}} {{encoding}}",
                 )]),
+                panel("Connections to the agent", (8, Lines, "short"), &[("tcptide_http_connections{at}", "{{instance}}")]),
+                panel("Turned away", (8, Lines, "cps"), &[(
+                    "sum by (instance, reason) (rate(tcptide_http_rejected_total{at}[R]))",
+                    "{{instance}} {{reason}}",
+                )]),
                 panel("What a scrape looks at", (8, Lines, "short"), &[
                     ("tcptide_walk_sockets{at}", "{{instance}} sockets"),
                     ("sum by (instance, status) (tcptide_namespaces{at})", "{{instance}} namespaces {{status}}"),
@@ -545,8 +550,17 @@ fn agent() -> Vec<Row> {
             ],
         ),
         (
-            "Versions and programs",
+            "Versions, settings and programs",
             vec![
+                panel("Settings as the files have them", (6, Lines, "short"), &[
+                    ("tcptide_config_last_reload_successful{at}", "{{instance}} settings"),
+                    ("tcptide_web_config_last_reload_successful{at}", "{{instance}} endpoint"),
+                ])
+                .note("1: yes, 0: a file cannot be used, and an earlier version is."),
+                panel("Age of the settings", (6, Lines, "s"), &[(
+                    "time() - tcptide_config_last_reload_success_timestamp_seconds{at}",
+                    "{{instance}}",
+                )]),
                 panel("Versions", (12, Table, "none"), &[("tcptide_build_info{at}", "")]),
                 panel("Programs", (12, Table, "none"), &[(
                     "count by (program, status) (tcptide_program_status{at})",

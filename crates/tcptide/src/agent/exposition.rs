@@ -21,6 +21,7 @@ use super::{
     namespaces::NamespaceSample,
     process::Usage,
     reconciliation::Sums,
+    reload::LastReload,
     series::{Folded, Labels, Sample},
     text::{self, Value},
 };
@@ -110,6 +111,8 @@ pub(crate) struct About {
     pub(crate) http_rejected: Vec<(&'static str, u64)>,
     /// Whether the web configuration is the one that its files have, if there is one.
     pub(crate) web_config: Option<bool>,
+    /// How the last reading of a file with settings went.
+    pub(crate) reload: Option<LastReload>,
 }
 
 type LabelPairs = Vec<(&'static str, String)>;
@@ -463,6 +466,9 @@ fn of_itself(about: &About) -> Vec<Family> {
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("kernel", about.kernel.clone())];
     let one = |value| vec![(Vec::new(), value)];
     let resident = about.usage.resident.into_iter().map(|bytes| (Vec::new(), Value::Whole(bytes)));
+    let of_reload = |value: fn(LastReload) -> f64| {
+        about.reload.map(|last| (Vec::new(), Value::Real(value(last)))).into_iter().collect()
+    };
     let seconds =
         |time: Duration| if time.is_zero() { Vec::new() } else { one(Value::Real(time.as_secs_f64())) };
     [
@@ -497,6 +503,8 @@ fn of_itself(about: &About) -> Vec<Family> {
                 .into_iter()
                 .collect(),
         ),
+        (&metrics::RELOAD_SUCCESSFUL, of_reload(|last| f64::from(u8::from(last.successful)))),
+        (&metrics::RELOAD_TIME, of_reload(|last| last.success.as_duration().as_secs_f64())),
     ]
     .into_iter()
     .map(family)
@@ -527,6 +535,7 @@ mod tests {
             http_connections: 1,
             http_rejected: vec![("connections", 0)],
             web_config: None,
+            reload: None,
         }
     }
 

@@ -29,8 +29,10 @@ use super::{
     namespaces::Namespaces,
     process::Usage,
     reconciliation::Reconciliation,
+    reload::{LastReload, Live},
     series::{Room, Selection, Series, labels},
     strays::Accounts,
+    systemd::Watchdog,
     tails::{self, Tails},
     web::Traffic,
 };
@@ -135,6 +137,13 @@ impl Gauge {
         let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
         self.requests.send(Request::Do(question)).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())
+    }
+
+    /// New settings, and how reading them went.
+    pub(crate) fn change(&self, live: Option<Live>, last: LastReload) {
+        let change = Box::new(move |worker: &mut Worker| worker.change(live, last));
+        // If nobody is there any more, scrapes say so.
+        let _ = self.requests.send(Request::Do(change));
     }
 }
 
@@ -242,6 +251,8 @@ pub(crate) struct Worker {
     /// Since when all is attached.
     pub(super) began: Instant,
     traffic: Arc<Traffic>,
+    /// With a file of settings.
+    reload: Option<LastReload>,
 }
 
 impl Worker {
@@ -272,6 +283,7 @@ impl Worker {
             limits,
             began: Instant::now(),
             traffic,
+            reload: None,
         };
         if worker.edges.is_some() {
             // Those that are there already may be the far ends of what comes, and may end before the first scrape.
@@ -294,7 +306,9 @@ impl Worker {
     /// Works until nobody is left to ask.
     fn run(mut self, asked: &Receiver<Request>) {
         let mut adopted = Instant::now();
+        let mut watchdog = Watchdog::new();
         loop {
+            watchdog.beat();
             let has_events = self.own_events != 0 || !self.tails.is_empty();
             let first = match asked.recv_timeout(if has_events { EVENTS_PERIOD } else { PERIOD }) {
                 Ok(first) => Some(first),
@@ -325,6 +339,13 @@ impl Worker {
                     let _ = one.send(answer.clone());
                 }
             }
+        }
+    }
+
+    fn change(&mut self, live: Option<Live>, last: LastReload) {
+        self.reload = Some(last);
+        if let Some(Live { grace }) = live {
+            self.series.set_grace(grace);
         }
     }
 
@@ -428,6 +449,7 @@ impl Worker {
             http_connections: self.traffic.connections(),
             http_rejected: self.traffic.rejected(),
             web_config: self.traffic.is_configured(),
+            reload: self.reload,
         };
         let shape = Shape::new(&about.programs, self.limits.buckets, self.limits.info);
         let rest = Rest::new(&namespaces, &about);

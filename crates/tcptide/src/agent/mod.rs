@@ -16,24 +16,36 @@ mod namespaces;
 mod process;
 mod protobuf;
 mod reconciliation;
+mod reload;
 mod series;
 mod strays;
+mod systemd;
 mod tails;
 mod text;
 mod web;
 
 pub(crate) use api::query;
+#[cfg(test)]
+pub(crate) use reload::RELOADABLE;
 
-use std::{net::TcpListener, sync::Arc, thread};
+use std::{io::Write as _, net::TcpListener, sync::Arc, thread};
 
 use anyhow::{Context as _, bail};
 use probe::check_privileges;
 use rustix::thread::CapabilitySet;
 
 pub(crate) use self::web::Limits;
-use crate::{args::AgentArgs, output::say, privileges, session::without};
+use crate::{
+    args::AgentArgs,
+    output::{say, writer::Output},
+    privileges,
+    session::without,
+};
 
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    if args.check_config {
+        return check(args);
+    }
     // Before anything is loaded: these are the usual mistakes.
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot serve on {}; another address can be chosen with --web.listen-address", args.listen)
@@ -52,6 +64,17 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let traffic = Arc::new(web::Traffic::default());
     let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
     privileges::keep(CapabilitySet::empty())?;
-    say!("attached, serving {}://{}/metrics", live.scheme(), listener.local_addr().unwrap_or(args.listen));
-    web::serve(listener, http::router(gauge), args.limits(), traffic, live)
+    let reloader = reload::Reloader::new(args, &gauge);
+    web::serve(listener, http::router(gauge), args.limits(), (traffic, live), reloader)
+}
+
+/// Whoever comes here has settings that are right.
+fn check(args: &AgentArgs) -> anyhow::Result<()> {
+    let mut out = Output::stdout();
+    let file = match &args.config_file {
+        Some(file) => format!("{}, the environment and the flags", file.display()),
+        None => "the environment and the flags, without a file (--config.file)".to_owned(),
+    };
+    writeln!(out, "the settings are right: {file}")?;
+    Ok(out.flush()?)
 }

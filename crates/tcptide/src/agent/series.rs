@@ -142,6 +142,11 @@ impl Series {
         }
     }
 
+    /// From now on, also for those that are gone already.
+    pub(crate) fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
     /// Takes in what the kernel has counted. Returns the cgroups whose totals it may forget.
     pub(crate) fn update(
         &mut self,

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod completions;
 pub(crate) mod connlat;
 pub(crate) mod conns;
 pub(crate) mod containers;

@@ -5,18 +5,21 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{entries, folder, image, remove_folder};
+use super::{entries, folder, image, remove_cgroup_tree, remove_folder};
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
-use crate::process::{output, require};
+use crate::process::{Reading, output, require};
 use crate::workload::Running;
 
 /// Where in the folder LXC's containers are.
 const LXC: &str = "lxc";
+/// How long a system may take from its boot to its end.
+const BOOT: Duration = Duration::from_secs(120);
 /// What LXC and systemd-nspawn make beside the containers' cgroups, in hierarchies of version 1 too, and leave.
 pub(super) const CGROUPS: [&str; 3] = ["lxc.pivot", "payload", "supervisor"];
 
@@ -60,6 +63,34 @@ impl Machines {
         // Its console is a pipe: nothing is to be changed on the way.
         command.args(["--console=pipe", "--"]).args(args);
         Running::start(&mut unit.wrap(&netns.wrap(&command)))
+    }
+
+    /// Boots this host's own system in a container of systemd-nspawn, on top of which every change is in memory, without the
+    /// host's network, and with these files and folders of the host at these places; to the one unit that is named, which
+    /// should end in `systemctl poweroff`. Returns what the console said.
+    pub fn boot(&self, unit: &Cgroup, files: &[(&Path, &str)], wanted: &str) -> Result<Vec<String>> {
+        require("systemd-nspawn", "systemd-container")?;
+        let root = self.path.join("host");
+        fs::create_dir_all(&root).context("making a place for the root")?;
+        // It takes no root that is its own: a second mount of it, which is gone with the namespace of mounts.
+        let script = r#"mount --bind / "$1"; shift; exec systemd-nspawn "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", script, "sh"]).arg(&root);
+        command.args(["--quiet", "--register=no", "--keep-unit", "--private-network", "--capability=all"]);
+        command.args(["--console=pipe", "--boot", "--volatile=overlay", "-D"]).arg(&root);
+        for (file, place) in files {
+            command.arg(format!("--bind={}:{place}", file.display()));
+        }
+        command.arg(format!("systemd.unit={wanted}"));
+        // What may be done with BPF is for the unit's own filter to say.
+        command.env("SYSTEMD_SECCOMP", "0");
+        let mut running = Reading::start(&mut unit.wrap(&command))?;
+        running.close_stdin();
+        let ended = running.wait(BOOT);
+        // It has others in hierarchies of version 1; and where it did not end in time, there is more to end than its keeper.
+        remove_cgroup_tree(unit.path().strip_prefix("/").unwrap_or(unit.path()));
+        let ended = ended?;
+        Ok([ended.stdout, ended.stderr].concat())
     }
 }
 

@@ -155,8 +155,10 @@ fn remove_folder(folder: &Path, containers: &[PathBuf]) {
     {
         eprintln!("leaving {} behind: {error}", folder.display());
     }
-    for left in machines::CGROUPS {
-        remove_empty_cgroups(Path::new(left));
+    for mount in cgroup_mounts() {
+        for left in machines::CGROUPS {
+            remove_empty_below(&mount.join(left));
+        }
     }
     remove_empty_cgroups(Path::new(docker::CGROUPS));
     remove_empty_cgroups(&Path::new(podman::CGROUPS).join("conmon"));
@@ -212,6 +214,17 @@ fn remove_container_cgroups(path: &Path) {
         kill_all(&members.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>());
         let _ = fs::remove_dir(folder);
     }
+}
+
+/// Removes a cgroup and all below it, as a system that was booted leaves them, where nothing is in them.
+fn remove_empty_below(folder: &Path) {
+    for child in entries(folder) {
+        let child = folder.join(child);
+        if child.is_dir() {
+            remove_empty_below(&child);
+        }
+    }
+    let _ = fs::remove_dir(folder);
 }
 
 /// Removes the cgroups with this path in every hierarchy if nothing is in them: a runtime makes

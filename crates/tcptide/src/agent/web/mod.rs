@@ -11,13 +11,13 @@ mod tls;
 mod traffic;
 mod users;
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{future::pending, io, net::TcpListener, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
 use tokio::{
     net::TcpStream,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -25,6 +25,8 @@ use tokio::{
 
 use self::{connection::Shared, traffic::Reason, users::Gate};
 pub(crate) use self::{live::Live, traffic::Traffic};
+use super::{reload::Reloader, systemd};
+use crate::output::say;
 
 /// How long an answer may take that is under way at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -45,12 +47,15 @@ pub(crate) struct Limits {
 }
 
 /// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
+///
+/// With a `reloader`, SIGHUP has it read the settings again; without one it ends the agent as it ends other programs whose
+/// terminal is gone.
 pub(crate) fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    traffic: Arc<Traffic>,
-    live: Live,
+    (traffic, live): (Arc<Traffic>, Live),
+    reloader: Option<Reloader>,
 ) -> anyhow::Result<()> {
     let gate = Gate::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -63,6 +68,12 @@ pub(crate) fn serve(
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot start the HTTP server")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let hangup = reloader.is_some().then(|| signal(SignalKind::hangup())).transpose();
+        let mut reloading = reloader.zip(hangup.context("cannot wait for SIGHUP")?);
+        let serving = format!("serving {}://{}/metrics", live.scheme(), listener.local_addr()?);
+        // From here on no signal is lost.
+        say!("attached, {serving}");
+        systemd::ready(&serving);
         let mut server = Server::new(Shared { router, limits, traffic, live, gate });
         loop {
             tokio::select! {
@@ -75,14 +86,28 @@ pub(crate) fn serve(
                     }
                 },
                 Some(_) = server.connections.join_next() => {}
+                reloader = hung_up(&mut reloading) => {
+                    systemd::reloading();
+                    systemd::ready(&format!("{serving}; {}", reloader.reload()));
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
         }
+        systemd::stopping();
         drop(listener);
         server.end().await;
         Ok(())
     })
+}
+
+/// Waits for the next SIGHUP, if somebody waits for any.
+async fn hung_up(reloading: &mut Option<(Reloader, Signal)>) -> &mut Reloader {
+    let Some((reloader, hangup)) = reloading else { return pending().await };
+    if hangup.recv().await.is_none() {
+        return pending().await;
+    }
+    reloader
 }
 
 /// Whether the connection is at fault, which is gone, and not the listener.

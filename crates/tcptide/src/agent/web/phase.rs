@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::body::{Body, Bytes};
@@ -18,14 +19,19 @@ use tokio::{
 
 use super::{Limits, traffic::Reason};
 
+/// As good as no limit: ten years.
+const ENDLESS: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// A request's head is awaited or on its way.
     Head,
     /// An answer is being made.
     Answer,
-    /// An answer without an end is being made: what there is of it so far has been sent.
+    /// An answer without an end is being made, and what there is of it has been sent.
     Stream,
+    /// The same, and what there is of it is not taken.
+    Stalled,
     /// It is made whole, and being sent.
     Sending,
     /// All was answered.
@@ -69,8 +75,9 @@ impl Phase {
         let (state, since) = *self.now();
         let (limit, reason) = match state {
             State::Head => (limits.read, Reason::ReadTimeout),
-            State::Answer | State::Stream | State::Sending => (limits.write, Reason::WriteTimeout),
+            State::Answer | State::Stalled | State::Sending => (limits.write, Reason::WriteTimeout),
             State::Idle => (limits.idle, Reason::IdleTimeout),
+            State::Stream => (ENDLESS, Reason::WriteTimeout),
         };
         (since + limit, reason)
     }
@@ -87,7 +94,7 @@ impl Phase {
 
     fn body_is_made(&self) {
         let mut now = self.now();
-        if [State::Answer, State::Stream].contains(&now.0) {
+        if [State::Answer, State::Stream, State::Stalled].contains(&now.0) {
             now.0 = State::Sending;
         }
     }
@@ -103,9 +110,15 @@ impl Phase {
         let state = self.now().0;
         match state {
             State::Sending => self.enter(State::Idle),
-            // All that there was is taken: that is as good as a new beginning.
-            State::Stream => self.enter(State::Stream),
-            State::Head | State::Answer | State::Idle => {}
+            State::Stalled => self.enter(State::Stream),
+            State::Head | State::Answer | State::Stream | State::Idle => {}
+        }
+    }
+
+    fn not_taken(&self) {
+        let state = self.now().0;
+        if state == State::Stream {
+            self.enter(State::Stalled);
         }
     }
 }
@@ -164,7 +177,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
+        let answer = Pin::new(&mut self.stream).poll_write(cx, data);
+        if answer.is_pending() {
+            self.phase.not_taken();
+        }
+        answer
     }
 
     fn poll_write_vectored(
@@ -172,7 +189,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
+        let answer = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        if answer.is_pending() {
+            self.phase.not_taken();
+        }
+        answer
     }
 
     fn is_write_vectored(&self) -> bool {
