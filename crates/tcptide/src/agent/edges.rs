@@ -510,7 +510,7 @@ impl Edges {
         }
         let covered = since.map(|since| {
             let time = now.checked_sub(since).unwrap_or(now);
-            let (began, added) = self.history.since(time, self.added(&counts));
+            let (began, added) = self.history.since(time, &self.added(&counts));
             for one in added {
                 let entry =
                     edges.entry(one.edge).or_insert_with(|| (one.ends, one.counts, EdgeNow::default()));

@@ -70,7 +70,7 @@ impl History {
 
     /// What was added since a time, by edge, with `latest` that is in no step yet; and since when that is: the end of the
     /// last step before that time, or as far as is known.
-    pub(super) fn since(&self, time: Instant, latest: Vec<Added>) -> (Instant, Vec<Added>) {
+    pub(super) fn since(&self, time: Instant, latest: &[Added]) -> (Instant, Vec<Added>) {
         let mut sums: HashMap<u64, Added> = HashMap::new();
         let mut began = self.began;
         let later = self.steps.iter().rev();
@@ -159,7 +159,7 @@ mod tests {
         }
         // Steps end at 5, 10, 15 and 20.
         let since = |seconds| {
-            let (began, all) = history.since(at(seconds), vec![added(9, 100)]);
+            let (began, all) = history.since(at(seconds), &[added(9, 100)]);
             (began.duration_since(start).as_secs(), sent(&all), all.len())
         };
         assert_eq!(since(20), (20, 100, 1));
@@ -177,7 +177,7 @@ mod tests {
         for second in 1..=30 {
             history.push(at(second), vec![added(1, 1)]);
         }
-        let (began, all) = history.since(start, Vec::new());
+        let (began, all) = history.since(start, &[]);
         assert_eq!((began, sent(&all)), (at(20), 10));
     }
 
@@ -203,7 +203,7 @@ mod tests {
                 prop_assert_eq!(history.entries, history.steps.iter().map(|s| s.added.len()).sum::<usize>());
             }
             for since in 0..=steps.len() {
-                let (began, all) = history.since(at(since), Vec::new());
+                let (began, all) = history.since(at(since), &[]);
                 let began = began.duration_since(start).as_secs() as usize;
                 let expected = steps[began..].iter().flatten().map(|(_, bytes)| bytes).sum::<u64>();
                 prop_assert_eq!(sent(&all), expected);

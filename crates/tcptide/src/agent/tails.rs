@@ -50,7 +50,7 @@ struct Tail {
 /// All of them.
 #[derive(Default)]
 pub(super) struct Tails {
-    tails: Vec<Tail>,
+    all: Vec<Tail>,
     /// What was fetched last. It is told with the next batch, in which the other end may be, where far ends are known.
     waiting: Vec<record::Connection>,
     batch: Vec<record::Connection>,
@@ -58,18 +58,18 @@ pub(super) struct Tails {
 
 impl Tails {
     pub(super) fn is_empty(&self) -> bool {
-        self.tails.is_empty()
+        self.all.is_empty()
     }
 
     /// What anybody wants: bits.
     pub(super) fn events(&self) -> u32 {
-        self.tails.iter().fold(0, |all, tail| all | tail.wanted.events)
+        self.all.iter().fold(0, |all, tail| all | tail.wanted.events)
     }
 
     /// One more, from now on.
     pub(super) fn add(&mut self, wanted: Wanted) -> Receiver<Told> {
         let (to, from) = channel(ROOM);
-        self.tails.push(Tail { wanted, to, lost: 0 });
+        self.all.push(Tail { wanted, to, lost: 0 });
         from
     }
 
@@ -90,7 +90,7 @@ impl Tails {
             let far = peers.zip(Starts::of(event)).and_then(|(peers, starts)| peers.of(starts));
             let far = far.map(|end| directory.resolve(end.cgroup_id));
             let mut text = None;
-            for tail in &mut self.tails {
+            for tail in &mut self.all {
                 let wanted = &tail.wanted;
                 if wanted.events & (1 << event.event) != 0
                     && wanted.filter.matches(&subject(event, &near))
@@ -104,12 +104,12 @@ impl Tails {
                 }
             }
         }
-        let before = self.tails.len();
-        self.tails.retain(|tail| !tail.to.is_closed());
-        if self.tails.is_empty() {
+        let before = self.all.len();
+        self.all.retain(|tail| !tail.to.is_closed());
+        if self.all.is_empty() {
             self.waiting.clear();
         }
-        before != self.tails.len()
+        before != self.all.len()
     }
 }
 

@@ -227,6 +227,7 @@ pub(crate) fn retransmits(edge: &Edge) -> u64 {
 
 /// What an agent tells of edges.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[allow(clippy::struct_field_names)] // as it is called in JSON
 pub(crate) struct Edges {
     /// Since when it was counted, where a time was asked for: what is known may begin later, and a step of it earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]

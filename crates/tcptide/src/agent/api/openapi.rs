@@ -57,7 +57,7 @@ fn parameter(arg: &Arg) -> Option<Value> {
     let values: Vec<_> = arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
     let default = arg.get_default_values().first().and_then(|value| value.to_str());
     let is_flag = values == ["true", "false"];
-    let value_name = arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str());
+    let value_name = arg.get_value_names().and_then(|names| names.first()).map(clap::builder::Str::as_str);
     let mut schema = match (value_name, is_flag) {
         (_, true) => json!({ "type": "boolean", "default": false }),
         (Some("NUMBER"), _) => json!({ "type": "integer", "minimum": 1, "maximum": super::query::MOST }),

@@ -58,6 +58,7 @@ pub(crate) struct Containers {
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
+#[allow(clippy::struct_field_names)] // as the parameter is called
 pub(crate) struct Edges {
     /// What was counted in this time, such as 10m, up to now; without it, since the agent's start
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -73,6 +74,7 @@ pub(crate) struct Edges {
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
+#[allow(clippy::struct_field_names)] // as the parameter is called
 pub(crate) struct Events {
     #[command(flatten)]
     pub(super) events: EventArgs,
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
 
     fn said<Q: Parser>(query: &str) -> String {
-        parse::<Q>(Some(query)).map(|_| String::new()).unwrap_or_else(|refusal| refusal.text)
+        parse::<Q>(Some(query)).map_or_else(|refusal| refusal.text, |_| String::new())
     }
 
     #[test]
