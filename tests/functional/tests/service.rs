@@ -144,6 +144,7 @@ systemctl start tcptide; echo $? >start
 [ "$(cat start)" = 0 ] || end
 show StatusText >status
 cat /proc/$(show MainPID)/status >process
+cat $(dirname $(grep -lx gauge /proc/$(show MainPID)/task/*/comm))/status >gauge
 python3 -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:9836/metrics").read().decode())' >metrics
 systemctl reload tcptide; echo $? >reload
 # It is told to, and says itself when it has.
@@ -202,17 +203,19 @@ fn the_unit_works_under_systemd_in_its_sandbox() {
 
     assert_eq!(of("start"), "0", "{log}");
     assert_eq!(of("status"), "serving http://127.0.0.1:9836/metrics", "{log}");
-    let process = of("process");
-    let line = |name: &str| {
-        let line = process.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let line = |of: &str, name: &str| {
+        let line = of.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim_start_matches(':').trim().to_owned()
     };
-    // CAP_SYS_PTRACE (19), CAP_SYS_ADMIN (21), CAP_PERFMON (38), CAP_BPF (39).
-    let capabilities = format!("{:016x}", 1_u64 << 19 | 1 << 21 | 1 << 38 | 1 << 39);
-    for set in ["CapPrm", "CapEff", "CapBnd"] {
-        assert_eq!(line(set), capabilities, "{set}");
+    // CAP_SYS_PTRACE (19), CAP_SYS_ADMIN (21), CAP_PERFMON (38), CAP_BPF (39). Once it is attached, one thread has some of
+    // them, and no other any; what the unit bounds them by cannot be taken away without CAP_SETPCAP.
+    let bits = |bits: &[u32]| format!("{:016x}", bits.iter().fold(0_u64, |set, bit| set | 1 << bit));
+    let (process, gauge) = (of("process"), of("gauge"));
+    for set in ["CapPrm", "CapEff"] {
+        assert_eq!((line(&process, set), line(&gauge, set)), (bits(&[]), bits(&[19, 21, 39])), "{set}");
     }
-    assert_eq!((line("NoNewPrivs"), line("Seccomp")), ("1".to_owned(), "2".to_owned()));
+    assert_eq!(line(&process, "CapBnd"), bits(&[19, 21, 38, 39]));
+    assert_eq!((line(&process, "NoNewPrivs"), line(&process, "Seccomp")), ("1".to_owned(), "2".to_owned()));
 
     // In the sandbox as many programs run as outside of it, and the other network namespace is entered.
     let metrics = Scrape::parse(&of("metrics")).unwrap();
