@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +29,11 @@ const MIB: u64 = 1 << 20;
 fn lasting() -> Duration {
     let seconds = std::env::var("TCPTIDE_SECONDS").ok().map(|text| text.parse().expect("TCPTIDE_SECONDS"));
     Duration::from_secs(seconds.unwrap_or(60))
+}
+
+/// Connections a second in the soak.
+fn rate() -> u32 {
+    std::env::var("TCPTIDE_RATE").map_or(2000, |text| text.parse().expect("TCPTIDE_RATE"))
 }
 
 fn agent(args: &[&str]) -> Agent {
@@ -106,7 +113,7 @@ impl Busy {
 fn a_soak() {
     let busy = Busy::new("soak");
     let agent = agent(&["--edges", "--metrics.grace", "10m"]);
-    let asking = busy.ask(2000, lasting());
+    let asking = busy.ask(rate(), lasting());
     let (began, mut curve) = (Instant::now(), Vec::new());
     while began.elapsed() < lasting() {
         let at = Instant::now();
@@ -184,16 +191,11 @@ fn cgroups_come_and_go() {
 #[ignore = "long: make reliability"]
 fn readers_that_are_stuck() {
     const READERS: usize = 200;
-    let agent = agent(&[]);
+    // With room for others.
+    let agent = agent(&["--web.max-connections", "300", "--web.write-timeout", "1h"]);
     agent.metrics().unwrap();
     let before = resident(agent.pid());
-    let stuck: Vec<_> = (0..READERS)
-        .map(|_| {
-            let mut stream = TcpStream::connect(agent.address()).unwrap();
-            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-            stream
-        })
-        .collect();
+    let stuck = stuck(&agent, READERS);
     let (mut slowest, began) = (Duration::ZERO, Instant::now());
     while began.elapsed() < lasting() / 4 {
         let at = Instant::now();
@@ -215,6 +217,98 @@ fn readers_that_are_stuck() {
         stream.read_exact(&mut head).unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");
     }
+    agent.stop().unwrap();
+}
+
+/// Those who ask for metrics and read nothing.
+fn stuck(agent: &Agent, readers: usize) -> Vec<TcpStream> {
+    let ask = |_| {
+        let mut stream = TcpStream::connect(agent.address()).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream
+    };
+    (0..readers).map(ask).collect()
+}
+
+/// Who takes all places keeps others out, and no longer than an answer may take.
+#[test]
+#[ignore = "long: make reliability"]
+fn readers_that_take_all_places() {
+    let agent = agent(&["--web.write-timeout", "5s", "--web.idle-timeout", "5s"]);
+    let stuck = stuck(&agent, 60);
+    let began = Instant::now();
+    let turned_away = agent.get("/-/healthy").unwrap().status;
+    let scrape = wait_until("room", Duration::from_secs(30), || Ok(agent.scrape().ok())).unwrap();
+    let rejected = |reason| scrape.sum("tcptide_http_rejected_total", &[("reason", reason)]).unwrap() as u64;
+    println!("with 60 readers that do not read others were turned away for {:.1?}", began.elapsed());
+    assert_eq!(turned_away, 503);
+    assert!(rejected("connections") > 20, "{}", rejected("connections"));
+    drop(stuck);
+    agent.stop().unwrap();
+}
+
+/// A cgroup that bounds memory, of whichever version there is. Removed on `Drop`.
+struct Bounded {
+    folder: PathBuf,
+}
+
+impl Bounded {
+    const LIMIT: u64 = 64 * MIB;
+
+    fn new() -> Self {
+        let name = format!("tcptide-{}-memory", std::process::id());
+        let of_v1 = Path::new("/sys/fs/cgroup/memory");
+        let (folder, limit) = if of_v1.exists() {
+            (of_v1.join(name), "memory.limit_in_bytes")
+        } else {
+            let root = Path::new("/sys/fs/cgroup");
+            fs::write(root.join("cgroup.subtree_control"), "+memory").unwrap();
+            (root.join(name), "memory.max")
+        };
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(limit), Self::LIMIT.to_string()).unwrap();
+        Self { folder }
+    }
+
+    /// The most that it has had.
+    fn peak(&self) -> u64 {
+        let files = ["memory.max_usage_in_bytes", "memory.peak"].map(|name| self.folder.join(name));
+        let text = files.into_iter().find_map(|file| fs::read_to_string(file).ok()).unwrap();
+        text.trim().parse().unwrap()
+    }
+}
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        let gone = || Ok(fs::remove_dir(&self.folder).is_ok().then_some(()));
+        let _ = wait_until("the bounded cgroup to be left", SOON, gone);
+    }
+}
+
+/// What the kernel keeps for the programs counts, too.
+#[test]
+#[ignore = "long: make reliability"]
+fn a_limit_of_memory() {
+    let busy = Busy::new("memory");
+    let bounded = Bounded::new();
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("tcptide");
+    let program = Tcptide::find().unwrap();
+    let (group, path) = (bounded.folder.display(), program.path().display());
+    fs::write(&inside, format!("#!/bin/sh\necho $$ >{group}/cgroup.procs && exec {path} \"$@\"\n")).unwrap();
+    fs::set_permissions(&inside, Permissions::from_mode(0o755)).unwrap();
+    let agent = Tcptide::at(&inside).unwrap().agent::<&str>([]).unwrap();
+    let asking = busy.ask(2000, lasting() / 2);
+    let began = Instant::now();
+    while began.elapsed() < lasting() / 2 {
+        agent.metrics().unwrap();
+        thread::sleep(Duration::from_millis(500));
+    }
+    let asked = asking.wait(SOON).unwrap();
+    let scrape = busy.ends_counted(&agent, &asked);
+    let (peak, limit) = (bounded.peak() / MIB, Bounded::LIMIT / MIB);
+    println!("within {limit} MiB it took {peak} MiB at most, with what the kernel keeps for it");
+    assert_eq!(scrape.sum("tcptide_storage_failures_total", &[]), Some(0.0));
     agent.stop().unwrap();
 }
 

@@ -197,12 +197,30 @@ fn a_reload_applies_what_can_change_and_names_what_cannot() {
     let (successful, second) = last_reload(&agent);
     assert!(successful == 1 && second > first && second <= now(), "{successful} {first} {second}");
 
+    // Who is not to have series of its own any more is in `~other`.
+    let others = "max-sockets = 7000\nmetrics.max-cgroups = 100\nmetrics.grace = '1h'\n";
+    fs::write(&settings.file, others).unwrap();
+    agent.reload().unwrap();
+    says(&agent, "the settings were read again: metrics.grace is 1h");
+    let excluded = gone_cgroup("excluded");
+    let opened = |container: &str| {
+        agent
+            .scrape()
+            .unwrap()
+            .sum("tcptide_opened_total", &[("container", container), ("direction", "active")])
+    };
+    assert_eq!((opened(&excluded), opened("~other")), (Some(3.0), None));
+    fs::write(&settings.file, format!("{others}metrics.exclude-container = '{excluded}'\n")).unwrap();
+    agent.reload().unwrap();
+    says(&agent, &format!("the settings were read again: metrics.exclude-container is {excluded}"));
+    wait_until("the end of its series", SOON, || Ok(opened(&excluded).is_none().then_some(()))).unwrap();
+
     // What needs a restart is said as long as it does.
     agent.reload().unwrap();
     says(&agent, "the settings were read again: nothing changes");
     let ended = agent.stop().unwrap().success().unwrap();
     let restarts: Vec<_> = ended.stderr.iter().filter(|line| line.contains("needs a restart")).collect();
-    assert_eq!(restarts.len(), 2, "{restarts:?}");
+    assert_eq!(restarts.len(), 4, "{restarts:?}");
     assert!(
         restarts.iter().all(|line| line.ends_with("needs a restart: metrics.max-cgroups")),
         "{restarts:?}"

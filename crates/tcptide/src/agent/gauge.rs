@@ -30,7 +30,7 @@ use super::{
     process::Usage,
     reconciliation::Reconciliation,
     reload::{LastReload, Live},
-    series::{Room, Selection, Series, labels},
+    series::{Room, Series, labels},
     strays::Accounts,
     systemd::Watchdog,
     tails::{self, Tails},
@@ -204,18 +204,14 @@ impl Start {
             no_cgroup_path: is_dropped(DroppedLabel::CgroupPath),
         };
         let edges = args.edges.then(|| Edges::new(args.max_edges as usize, left_out, args.history));
-        let selection = Selection {
-            include: args.include.clone().unwrap_or_default(),
-            exclude: args.exclude.clone().unwrap_or_default(),
-            min_age: args.min_age.unwrap_or_default(),
-        };
-        let series = Series::new(args.grace, selection);
+        let Live { grace, max_series, selection } = args.into();
+        let series = Series::new(grace, selection);
         let buckets = Buckets {
             classic: args.histograms != Histograms::Native,
             half_octaves: args.resolution == Resolution::HalfOctave,
             native: args.histograms != Histograms::Classic,
         };
-        let limits = Limits { series: args.max_series as usize, buckets, info };
+        let limits = Limits { series: max_series, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
         Ok(Self { options, own_events, interval, directory, series, namespaces, edges, limits, traffic })
     }
@@ -344,8 +340,9 @@ impl Worker {
 
     fn change(&mut self, live: Option<Live>, last: LastReload) {
         self.reload = Some(last);
-        if let Some(Live { grace }) = live {
-            self.series.set_grace(grace);
+        if let Some(Live { grace, max_series, selection }) = live {
+            self.limits.series = max_series;
+            self.series.change(grace, selection);
         }
     }
 

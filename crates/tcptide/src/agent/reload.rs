@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, time::Duration};
 
 use jiff::Timestamp;
 
-use super::gauge::Gauge;
+use super::{gauge::Gauge, series::Selection};
 use crate::{
     args::{AgentArgs, Command},
     config::{self, Values},
@@ -13,17 +13,30 @@ use crate::{
 };
 
 /// The settings that can change, by their flags.
-pub(crate) const RELOADABLE: &[&str] = &["metrics.grace"];
+pub(crate) const RELOADABLE: &[&str] = &[
+    "metrics.grace",
+    "metrics.max-series",
+    "metrics.include-container",
+    "metrics.exclude-container",
+    "metrics.min-age",
+];
 
 /// The same with their values.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Live {
     pub(crate) grace: Duration,
+    pub(crate) max_series: usize,
+    pub(crate) selection: Selection,
 }
 
 impl From<&AgentArgs> for Live {
     fn from(args: &AgentArgs) -> Self {
-        Self { grace: args.grace }
+        let selection = Selection {
+            include: args.include.clone().unwrap_or_default(),
+            exclude: args.exclude.clone().unwrap_or_default(),
+            min_age: args.min_age.unwrap_or_default(),
+        };
+        Self { grace: args.grace, max_series: args.max_series as usize, selection }
     }
 }
 

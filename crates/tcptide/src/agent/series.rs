@@ -142,9 +142,9 @@ impl Series {
         }
     }
 
-    /// From now on, also for those that are gone already.
-    pub(crate) fn set_grace(&mut self, grace: Duration) {
-        self.grace = grace;
+    /// Other settings, from the next look on.
+    pub(crate) fn change(&mut self, grace: Duration, selection: Selection) {
+        (self.grace, self.selection) = (grace, selection);
     }
 
     /// Takes in what the kernel has counted. Returns the cgroups whose totals it may forget.
