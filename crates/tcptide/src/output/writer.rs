@@ -69,11 +69,11 @@ impl<W: Write> Output<W> {
 
 impl<W: Write> Write for Output<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(mark_reader_gone)
+        self.0.write(bytes).map_err(|error| explain(&error))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().map_err(mark_reader_gone)
+        self.0.flush().map_err(|error| explain(&error))
     }
 }
 
@@ -89,10 +89,10 @@ impl fmt::Display for ReaderGone {
 
 impl std::error::Error for ReaderGone {}
 
-fn mark_reader_gone(error: io::Error) -> io::Error {
+fn explain(error: &io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::BrokenPipe => io::Error::new(ErrorKind::BrokenPipe, ReaderGone),
-        _ => error,
+        kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
     }
 }
 
@@ -151,6 +151,16 @@ mod tests {
         let through_json =
             serde_json::to_writer(&mut output, &vec![0_u8; 100_000]).expect_err("nobody reads");
         assert!(reader_gone(&io::Error::from(through_json).into()));
+    }
+
+    #[test]
+    fn a_full_disk_is_said_with_what_was_tried() {
+        let mut output =
+            Output::new(std::fs::File::options().write(true).open("/dev/full").expect("/dev/full"));
+        writeln!(output, "line").expect("buffered");
+        let error = output.flush().expect_err("it is full");
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert!(error.to_string().starts_with("cannot write to standard output: "), "{error}");
     }
 
     #[test]
