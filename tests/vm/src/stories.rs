@@ -16,14 +16,20 @@ const AT_MOST: usize = 30;
 
 /// Files of functional tests about what differs between kernels: told on each. The stories of the others go round, each
 /// on one kernel, unless all are asked for.
-const ON_EACH: &[&str] = &["effort", "rtt", "variants"];
+const ON_EACH: &[&str] = &["capabilities", "effort", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
-const NOT_ROUND: &[&str] = &["agent", "api", "bad_places", "explain", "filters"];
+const NOT_ROUND: &[&str] =
+    &["agent", "api", "bad_places", "edges", "explain", "exposition", "filters", "web"];
 
 /// What is left out: a file of the functional tests, one of its tests or `*`, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("api", "the_document_is_what_the_server_does", NO_PYTHON),
     ("cri", "*", "no containerd in a guest"),
+    ("exposition", "native_and_classic_histograms_and_exemplars_are_what_was_counted", NO_PROMETHEUS),
+    ("exposition", "series_of_what_is_gone_end_at_once", NO_PROMETHEUS),
+    ("web", "a_web_configuration_that_is_no_good_ends_the_start", NO_OPENSSL),
+    ("web", "only_who_has_a_good_certificate_and_the_right_password_is_answered", NO_OPENSSL),
+    ("web", "what_changes_while_it_serves_holds_for_the_next_who_asks", NO_OPENSSL),
     ("docker", "*", NO_DOCKER),
     ("agent", "a_removed_containers_series_stay_for_the_grace_period", NO_DOCKER),
     ("podman", "*", "no Podman in a guest"),
@@ -105,6 +111,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
 const SLOW: &str = "asks for a processor that fills a buffer faster than the path empties it";
 const NO_DOCKER: &str = "no Docker in a guest";
 const NO_PYTHON: &str = "no Python in a guest";
+const NO_OPENSSL: &str = "no openssl and no curl in a guest";
 const NO_PROMETHEUS: &str = "no Prometheus in a guest";
 const NOT_THE_KERNEL: &str = "not about the kernel";
 

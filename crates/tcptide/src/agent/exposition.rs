@@ -25,6 +25,7 @@ use super::{
     series::{Folded, Labels, Sample},
     text::{self, Value},
 };
+use crate::answer::health::Lost;
 
 /// A scrape's answer: the numbers, of which [`Exposition::answer`] makes text or protobuf as it is sent. With a thousand
 /// containers the text is ten times as long.
@@ -99,12 +100,7 @@ pub(crate) struct About {
     pub(crate) programs: Vec<ProgramStats>,
     /// For how long run times were measured.
     pub(crate) measured: Duration,
-    pub(crate) connection_events_lost: u64,
-    pub(crate) cgroup_events_lost: u64,
-    pub(crate) dns_answers_lost: u64,
-    pub(crate) storage_failures: u64,
-    pub(crate) totals_failures: u64,
-    pub(crate) unattributed: u64,
+    pub(crate) lost: Lost,
     pub(crate) usage: Usage,
     pub(crate) http_connections: u64,
     /// By reason.
@@ -481,14 +477,14 @@ fn of_itself(about: &About) -> Vec<Family> {
         (
             &metrics::EVENTS_LOST,
             vec![
-                lost("connection_buffer_full", about.connection_events_lost),
-                lost("cgroup_buffer_full", about.cgroup_events_lost),
-                lost("dns_buffer_full", about.dns_answers_lost),
+                lost("connection_buffer_full", about.lost.connection_events),
+                lost("cgroup_buffer_full", about.lost.cgroup_events),
+                lost("dns_buffer_full", about.lost.dns_answers),
             ],
         ),
-        (&metrics::STORAGE_FAILURES, one(Value::Whole(about.storage_failures))),
-        (&metrics::TOTALS_FAILURES, one(Value::Whole(about.totals_failures))),
-        (&metrics::UNATTRIBUTED, one(Value::Whole(about.unattributed))),
+        (&metrics::STORAGE_FAILURES, one(Value::Whole(about.lost.sockets))),
+        (&metrics::TOTALS_FAILURES, one(Value::Whole(about.lost.totals))),
+        (&metrics::UNATTRIBUTED, one(Value::Whole(about.lost.owners))),
         (&metrics::WALK_SECONDS, one(Value::Real(about.walk.took.as_secs_f64()))),
         (&metrics::WALK_SOCKETS, one(Value::Real(about.walk.sockets as f64))),
         (&metrics::CPU_SECONDS, one(Value::Real(about.usage.cpu.as_secs_f64()))),
@@ -525,12 +521,7 @@ mod tests {
             kernel: "6.12.0".to_owned(),
             programs,
             measured: Duration::from_secs(1),
-            connection_events_lost: 0,
-            cgroup_events_lost: 0,
-            dns_answers_lost: 0,
-            storage_failures: 0,
-            totals_failures: 0,
-            unattributed: 0,
+            lost: Lost::default(),
             usage: Usage { cpu: Duration::from_millis(1500), resident: Some(4096) },
             http_connections: 1,
             http_rejected: vec![("connections", 0)],

@@ -12,12 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{
-    container::Container,
-    filter::Filter,
-    metrics::Reading,
-    record::{self, Strays},
-};
+use model::{container::Container, filter::Filter, metrics::Reading, record::Strays};
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
@@ -37,6 +32,7 @@ use super::{
     web::Traffic,
 };
 use crate::{
+    answer::health::Lost,
     args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
@@ -430,18 +426,12 @@ impl Worker {
         let mut totals = self.monitor.totals()?;
         self.give(&strays)?;
         self.strays.add_to(&mut totals);
-        let losses = self.monitor.losses();
         let about = exposition::About {
             walk,
             kernel: self.kernel.clone(),
             programs: self.monitor.programs(),
             measured: self.monitor.measured(),
-            connection_events_lost: losses[record::loss::LOSS_CONNECTION_EVENT],
-            cgroup_events_lost: losses[record::loss::LOSS_CGROUP_EVENT],
-            dns_answers_lost: losses[record::loss::LOSS_DNS],
-            storage_failures: losses[record::loss::LOSS_STORAGE],
-            totals_failures: losses[record::loss::LOSS_TOTALS],
-            unattributed: losses[record::loss::LOSS_OWNER],
+            lost: Lost::of(&self.monitor.losses()),
             usage: Usage::now(),
             http_connections: self.traffic.connections(),
             http_rejected: self.traffic.rejected(),

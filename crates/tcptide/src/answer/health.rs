@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use model::record::loss::{
+    LOSS_CGROUP_EVENT, LOSS_CONNECTION_EVENT, LOSS_DNS, LOSS_OWNER, LOSS_STORAGE, LOSS_TOTALS, LOSSES,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -28,7 +31,7 @@ pub(crate) struct Health {
 }
 
 /// What was lost since the start; each has a metric.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct Lost {
     /// Events of connections: the buffer was full.
     pub(crate) connection_events: u64,
@@ -42,6 +45,20 @@ pub(crate) struct Lost {
     pub(crate) totals: u64,
     /// Sockets without an owner: they count for ~unattributed.
     pub(crate) owners: u64,
+}
+
+impl Lost {
+    /// By [`model::record::loss`].
+    pub(crate) fn of(losses: &[u64; LOSSES]) -> Self {
+        Self {
+            connection_events: losses[LOSS_CONNECTION_EVENT],
+            cgroup_events: losses[LOSS_CGROUP_EVENT],
+            dns_answers: losses[LOSS_DNS],
+            sockets: losses[LOSS_STORAGE],
+            totals: losses[LOSS_TOTALS],
+            owners: losses[LOSS_OWNER],
+        }
+    }
 }
 
 impl Health {

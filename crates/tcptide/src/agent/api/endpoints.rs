@@ -267,15 +267,7 @@ async fn programs(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Resu
 async fn health(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Nothing {} = query::parse(query.as_deref())?;
     let health = ask(&gauge, |worker| {
-        let losses = worker.monitor.losses();
-        let lost = Lost {
-            connection_events: losses[record::loss::LOSS_CONNECTION_EVENT],
-            cgroup_events: losses[record::loss::LOSS_CGROUP_EVENT],
-            dns_answers: losses[record::loss::LOSS_DNS],
-            sockets: losses[record::loss::LOSS_STORAGE],
-            totals: losses[record::loss::LOSS_TOTALS],
-            owners: losses[record::loss::LOSS_OWNER],
-        };
+        let lost = Lost::of(&worker.monitor.losses());
         Ok(Health::new(worker.kernel.clone(), worker.began, lost, &worker.directory))
     });
     Ok(json(&health.await?))
