@@ -85,7 +85,7 @@ pub struct Monitor {
 const NESTING: &str = "lifecycle";
 const NESTED: &str = "lifecycle_nested";
 /// For how long nothing nests before the second stands by; and so many times that, each time that it was wrong to.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(10);
 const PATIENCE: u32 = 10;
 
 #[derive(Clone, Copy)]
