@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use model::{connection::Direction, record};
 
 /// Both ends of a connection have told of its end after so long.
@@ -70,7 +71,7 @@ pub(crate) fn server_port(peer_port: u16, far: Option<&End>) -> u16 {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     /// `None`: several sockets have them.
-    ends: HashMap<Numbers, Option<End>>,
+    ends: HashMap<Numbers, Option<End>, RandomState>,
 }
 
 impl Peers {

@@ -86,13 +86,22 @@ impl Seen<'_> {
     /// For a program.
     pub(crate) fn event(&self) -> Connection {
         let mut connection = connection(self.record, self.container, self.clock, true);
-        connection.peer.container.clone_from(&self.peer);
-        let (names, directory) = self.names;
-        let address = (connection.peer.address, self.record.peer_port);
-        let called = names.of(directory, self.container, address, since_ns(self.record));
-        connection.peer.name = called.map(|called| called.name);
+        let at = (self.record.peer_port, since_ns(self.record));
+        tell_far_end(&mut connection, self.peer.clone(), at, self.names);
         connection
     }
+}
+
+/// Says whose a connection's far end is, and what its address and port were called at a time (`CLOCK_MONOTONIC`, ns).
+pub(crate) fn tell_far_end(
+    connection: &mut Connection,
+    container: Option<Arc<Container>>,
+    (port, at_ns): (u16, u64),
+    (names, directory): (&Names, &Directory),
+) {
+    let called = names.of(directory, &connection.container, (connection.peer.address, port), at_ns);
+    connection.peer.name = called.map(|called| called.name);
+    connection.peer.container = container;
 }
 
 impl Session {

@@ -15,7 +15,7 @@ use crate::{
     identity::Directory,
     names::Names,
     peers::{Peers, Starts},
-    session::{clock, connection},
+    session::{clock, connection, tell_far_end},
 };
 
 /// All kinds of events: bits.
@@ -137,8 +137,6 @@ fn json(
     directory: &Directory,
 ) -> Option<Arc<str>> {
     let mut told = connection(event, near, clock, true);
-    told.peer.container = far.cloned();
-    let called = names.of(directory, near, (told.peer.address, event.peer_port), since_ns(event));
-    told.peer.name = called.map(|called| called.name);
+    tell_far_end(&mut told, far.cloned(), (event.peer_port, since_ns(event)), (names, directory));
     serde_json::to_string(&told).map(Arc::from).map_err(|e| tracing::warn!("an event as JSON: {e}")).ok()
 }

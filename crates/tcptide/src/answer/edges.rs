@@ -39,6 +39,14 @@ pub(crate) enum NodeId {
 }
 
 impl Node {
+    /// The container, if it is one of this host.
+    pub(crate) fn container(&self) -> Option<&Container> {
+        match self {
+            Self::Container(container) => Some(container),
+            Self::Address(_) | Self::Name(_) => None,
+        }
+    }
+
     pub(crate) fn id(&self) -> NodeId {
         match self {
             Self::Container(container) => NodeId::Cgroup(container.cgroup_id),

@@ -7,6 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 /// How long a removed entry stays.
 pub(super) const GRACE: Duration = Duration::from_secs(600);
 /// The most entries of one map, removed ones included.
@@ -19,7 +21,7 @@ struct Entry<V> {
 
 /// See the module.
 pub(super) struct Lingering<K, V> {
-    entries: HashMap<K, Entry<V>>,
+    entries: HashMap<K, Entry<V>, RandomState>,
     /// Removals in order; one whose time is not its entry's was taken back by a new insert.
     removals: VecDeque<(Instant, K)>,
     capacity: usize,
@@ -28,7 +30,7 @@ pub(super) struct Lingering<K, V> {
 
 impl<K: Hash + Eq + Clone, V> Lingering<K, V> {
     pub(super) fn new(capacity: usize, grace: Duration) -> Self {
-        Self { entries: HashMap::new(), removals: VecDeque::new(), capacity, grace }
+        Self { entries: HashMap::default(), removals: VecDeque::new(), capacity, grace }
     }
 
     /// Adds or replaces an entry and hands every value that leaves the map to `forget`. When full, the

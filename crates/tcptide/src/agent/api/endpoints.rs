@@ -39,7 +39,7 @@ use crate::{
     },
     args::PeerArgs,
     peers::{Peers, Starts},
-    session::{clock, connection},
+    session::{clock, connection, tell_far_end},
 };
 
 /// One endpoint.
@@ -211,14 +211,7 @@ async fn edges(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<
 /// Whether either end is asked for, with the other one at the far end.
 fn is_wanted(edge: &Edge, filter: &Filter, peer: &PeerArgs) -> bool {
     let matches = |near: &Node, far: &Node| {
-        let container = match near {
-            Node::Container(container) => Some(container),
-            Node::Address(_) | Node::Name(_) => None,
-        };
-        let far_container = match far {
-            Node::Container(container) => Some(&**container),
-            Node::Address(_) | Node::Name(_) => None,
-        };
+        let container = near.container();
         let subject = Subject {
             container_name: container.map(|c| c.name.as_str()),
             container_id: container.and_then(|c| c.id.as_deref()),
@@ -230,7 +223,7 @@ fn is_wanted(edge: &Edge, filter: &Filter, peer: &PeerArgs) -> bool {
             peer_addr: if let Node::Address(address) = far { Some(*address) } else { None },
             ..Subject::default()
         };
-        filter.matches(&subject) && peer.matches(far_container)
+        filter.matches(&subject) && peer.matches(far.container())
     };
     (filter.is_empty() && peer.is_empty())
         || matches(&edge.client, &edge.server)
@@ -380,10 +373,8 @@ impl Worker {
         let told = heaviest.into_sorted_vec().into_iter().map(|Reverse(Heavy(_, r))| {
             let container = directory.resolve(r.cgroup_id);
             let mut told = connection(&r, &container, &clock, false);
-            told.peer.container = far_ends.get(&r.cookie).map(|cgroup| directory.resolve(*cgroup));
-            let called =
-                self.names.of(directory, &container, (told.peer.address, r.peer_port), clock.monotonic_ns);
-            told.peer.name = called.map(|called| called.name);
+            let far = far_ends.get(&r.cookie).map(|cgroup| directory.resolve(*cgroup));
+            tell_far_end(&mut told, far, (r.peer_port, clock.monotonic_ns), (&self.names, directory));
             told
         });
         Ok(Found { matched, connections: told.collect() })
