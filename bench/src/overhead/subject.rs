@@ -2,9 +2,13 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use functional::tcptide::{Agent, Tcptide};
+use functional::{
+    http,
+    process::wait_until,
+    tcptide::{Agent, Tcptide},
+};
 use probe::Floor;
 
 use crate::pin;
@@ -14,8 +18,11 @@ use super::{
     scraper::Scraper,
 };
 
-/// After this an agent that has seen nothing nest has its second program stand by, as it has for most of its life.
-const SETTLED: Duration = Duration::from_millis(2500);
+/// How long an agent that sees nothing nest may take to have its second program stand by, as it has for most of its life.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is asked.
+const BETWEEN: Duration = Duration::from_millis(500);
 
 /// Somebody who may watch the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +101,14 @@ impl Subject {
     }
 }
 
+fn has_settled(agent: &Agent) -> Result<bool> {
+    let answer = http::get(agent.address(), "/api/v1/programs")?.ok()?;
+    let answer: serde_json::Value = serde_json::from_str(&answer).context("reading an agent's programs")?;
+    let programs = answer["programs"].as_array().context("an agent without programs")?;
+    let nested = programs.iter().find(|program| program["name"] == "lifecycle_nested");
+    Ok(nested.context("an agent without lifecycle_nested")?["status"] == "standby")
+}
+
 /// A subject at work; gone with this.
 pub(crate) enum Attached {
     Nothing,
@@ -110,8 +125,14 @@ impl Attached {
             // Samples of run times are rare, and might be as long as all of a short measurement.
             let stats = if short { "never" } else { "sample" };
             let args = [args, &["--program-stats", stats]].concat();
-            let agent = pin::on(cpu, || tcptide.agent(args))?;
-            thread::sleep(SETTLED);
+            let agent = pin::on(cpu, || tcptide.agent(&args))?;
+            // Whoever reconciles keeps it.
+            if !args.contains(&"--reconcile") {
+                wait_until("an agent to settle", PATIENCE, || {
+                    thread::sleep(BETWEEN);
+                    has_settled(&agent).map(|settled| settled.then_some(()))
+                })?;
+            }
             let scraper =
                 seconds.map(|seconds| Scraper::start(agent.address(), Duration::from_secs(seconds)));
             Ok(Self::Agent { scraper, agent })

@@ -76,6 +76,9 @@ enum event {
 	EVENTS,
 };
 
+/* Detail of an EVENT_ESTABLISHED that stands for an EVENT_OPEN, too, right before it; the reader makes two of it. */
+#define OPENED_TOO 1
+
 /* Who began the connection. */
 enum direction {
 	/* Not known. */
@@ -370,7 +373,7 @@ struct connection {
 	__u8 ca_state;
 	/* FLAG_ bits. */
 	__u8 flags;
-	/* What an EVENT_RETRANSMIT (enum retransmit), EVENT_RESET (1 sent, 2 received), EVENT_DROP (slot), EVENT_ZERO_WINDOW (enum window) was about. */
+	/* What an EVENT_RETRANSMIT (enum retransmit), EVENT_RESET (1 sent, 2 received), EVENT_DROP (slot), EVENT_ZERO_WINDOW (enum window) was about. On the kernel's side: OPENED_TOO of an EVENT_ESTABLISHED. */
 	__u8 detail;
 	/* Whether ECN was agreed on: tcp_sock.ecn_flags. */
 	__u8 ecn;

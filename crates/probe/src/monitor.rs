@@ -219,9 +219,15 @@ impl Monitor {
     pub fn events(&mut self, each: &mut dyn FnMut(&record::Connection)) -> Result<usize, Error> {
         let (ring, queue) = &self.events;
         ring.consume().map_err(|e| Error::system("read connection events", e))?;
-        let mut queue = queue.borrow_mut();
-        let n = queue.len();
-        queue.drain(..).for_each(|event| each(&event));
+        let mut n = 0;
+        for mut event in queue.borrow_mut().drain(..) {
+            if let Some(open) = read::opened_too(&mut event) {
+                n += 1;
+                each(&open);
+            }
+            n += 1;
+            each(&event);
+        }
         Ok(n)
     }
 

@@ -28,3 +28,40 @@ pub(crate) fn record<T: Plain>(bytes: &[u8]) -> T {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut value).cast::<u8>(), len) };
     value
 }
+
+/// `TCP_SYN_RECV` of include/net/tcp_states.h.
+const SYN_RECV: u8 = 3;
+
+/// The opening that an event stands for, too: it comes before the event.
+pub(crate) fn opened_too(event: &mut record::Connection) -> Option<record::Connection> {
+    let both = (event.event, event.detail) == (record::event::EVENT_ESTABLISHED as u8, record::OPENED_TOO as u8);
+    if !both {
+        return None;
+    }
+    event.detail = 0;
+    let mut open = *event;
+    (open.event, open.state) = (record::event::EVENT_OPEN as u8, SYN_RECV);
+    Some(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opening_comes_with_what_it_led_to() {
+        let established = record::Connection {
+            event: record::event::EVENT_ESTABLISHED as u8,
+            state: 1,
+            cookie: 7,
+            ..Default::default()
+        };
+        let mut both = record::Connection { detail: record::OPENED_TOO as u8, ..established };
+        let open = opened_too(&mut both).unwrap();
+        assert_eq!((open.event, open.state, open.cookie, open.detail), (0, SYN_RECV, 7, 0));
+        assert_eq!((both.event, both.state, both.cookie, both.detail), (1, 1, 7, 0));
+        assert!(opened_too(&mut established.clone()).is_none());
+        let retransmit = record::Connection { event: 4, detail: 1, ..Default::default() };
+        assert!(opened_too(&mut retransmit.clone()).is_none());
+    }
+}

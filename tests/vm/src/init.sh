@@ -21,6 +21,10 @@ ip link set lo up
 ulimit -n 65536
 ulimit -l unlimited
 
+# Until the kernel has enough noise, each random number costs it hundreds of times as much: there would be a connection,
+# with its port and its first sequence number, for a third more. Waits for it.
+head -c 1 /dev/random >/dev/null
+
 # Else the line would add carriage returns, and echo.
 stty -F /dev/ttyS1 raw -echo
 vm guest

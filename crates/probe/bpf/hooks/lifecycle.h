@@ -79,6 +79,7 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	struct gauge *g = cookie_of(sk) ? gauge_of(sk) : NULL;
 	/* The stack has just looked at the clock, for the segment that completes the handshake. */
 	__u64 now = tp->tcp_clock_cache;
+	bool opens;
 
 	/* Unless there was none: the socket is being restored (TCP_REPAIR). */
 	if (!now || (g && now < g->opened_ns))
@@ -97,7 +98,6 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	if (g->direction == DIRECTION_PASSIVE) {
 		g->retransmits_by_kind[RETRANSMIT_SYNACK] = tp->total_retrans;
 		g->handshake_us = handshake_took(sk, tp, now);
-		tell(tp, g, EVENT_OPEN, TCP_SYN_RECV, 0);
 	} else {
 		g->asked_seq = tp->snd_nxt;
 		/* So far there was nothing else to send again. */
@@ -106,7 +106,12 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	}
 	/* A passive connection is opened now, whether it was met before or not. */
 	add_news(g, NEWS_ESTABLISHED | (g->direction == DIRECTION_PASSIVE ? NEWS_OPENED : 0));
-	tell(tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, 0);
+	opens = g->direction == DIRECTION_PASSIVE && is_sent(EVENT_OPEN);
+	/* Two records would be the same but for the event and the state, and each costs as much as ten programs that do nothing. */
+	if (is_sent(EVENT_ESTABLISHED))
+		report(tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, opens ? OPENED_TOO : 0);
+	else if (opens)
+		report(tp, g, EVENT_OPEN, TCP_SYN_RECV, 0);
 }
 
 static __always_inline void on_listen(struct sock *sk, bool again)
