@@ -116,19 +116,6 @@ struct {
 	__type(value, __u8[SOCKET_ROOM]);
 } socket_copy SEC(".maps");
 
-/* The change of state that lifecycle began with last on this CPU, for lifecycle_nested; zeros once that has seen it. */
-struct change {
-	__u64 sk;
-	__u64 state;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct change);
-} last_change SEC(".maps");
-
 /* Whose SYN-ACK was sent again, as the connection that may come of it will be called. */
 struct half_open {
 	__u8 local_address[16];

@@ -293,47 +293,12 @@ static __always_inline void on_finish(struct sock *sk)
 		learn_process(g);
 }
 
-static __always_inline struct change *change_here(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&last_change, &zero);
-}
-
-/* lifecycle begins with a change. */
-static __always_inline void begin(struct sock *sk, __u32 new)
-{
-	struct change *last = change_here();
-
-	if (last) {
-		last->sk = (__u64)sk;
-		last->state = new;
-	}
-}
-
-/* Whether it is the one that lifecycle began with last: once, so that none is taken for one of before. */
-static __always_inline bool was_begun(struct sock *sk, __u32 new)
-{
-	struct change *last = change_here();
-
-	if (!last || last->sk != (__u64)sk || last->state != new)
-		return false;
-	last->sk = 0;
-	return true;
-}
-
-/*
- * Whether lifecycle has seen this change; true for those that only tell who uses the socket. Usually it is the last that
- * lifecycle saw on this CPU. An interrupt between the two programs may have brought others, and what interrupted lifecycle
- * it has not seen: then the gauge tells.
- */
+/* Whether lifecycle has seen this change; true for those that only tell who uses the socket. */
 static __always_inline bool is_told(struct sock *sk, int new)
 {
 	struct gauge *g;
 
 	if (new != TCP_SYN_SENT && new != TCP_ESTABLISHED && new != TCP_LISTEN && new != TCP_CLOSE)
-		return true;
-	if (was_begun(sk, new))
 		return true;
 	g = gauge_of(sk);
 	if (!g || (g->flags & (FLAG_BORN | FLAG_CLOSED)) != FLAG_BORN)
@@ -354,8 +319,6 @@ static __always_inline void on_state(__u64 *ctx, bool again)
 		return;
 	if (again && is_told(sk, new))
 		return;
-	if (!again)
-		begin(sk, new);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
