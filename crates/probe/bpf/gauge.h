@@ -655,9 +655,12 @@ static __always_inline void bound_accept(struct gauge *g)
  */
 static __always_inline void sample_rtt(struct tcp_sock *tp, struct gauge *g)
 {
-	__u32 seq = tp->rtt_seq, rtt, slot, now, half;
+	__u32 seq, rtt, slot, now, half;
 	struct totals *t;
 
+	if (!wants_samples && !wants_totals)
+		return;
+	seq = tp->rtt_seq;
 	if (seq == g->rtt_seq)
 		return;
 	now = tp->tcp_mstamp;
