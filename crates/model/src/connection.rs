@@ -662,16 +662,12 @@ impl Connection {
 /// What a filter looks at in a record.
 pub fn subject<'a>(r: &record::Connection, container: &'a Container) -> Subject<'a> {
     Subject {
-        container_name: Some(&container.name),
-        container_id: container.id.as_deref(),
-        pod: container.pod.as_deref(),
-        namespace: container.namespace.as_deref(),
         cgroup_id: Some(r.cgroup_id),
-        cgroup_path: container.cgroup_path.as_deref(),
         pid: (r.pid != 0).then_some(r.pid),
         local_port: (r.local_port != 0).then_some(r.local_port),
         peer_port: (r.peer_port != 0).then_some(r.peer_port),
         peer_addr: Some(address(&r.peer_address)),
+        ..container.subject()
     }
 }
 

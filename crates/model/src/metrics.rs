@@ -45,7 +45,7 @@ pub struct Label {
 }
 
 /// What a row reads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// A number.
     One(u64),
@@ -111,6 +111,18 @@ pub struct Metric {
     pub unless: Option<&'static str>,
     /// Reads it. Connections by state hold for the walk with that number only.
     pub read: fn(&Totals, walk: u32) -> Reading,
+}
+
+impl Metric {
+    /// Its own labels of the `at`th of `of` numbers, unless it has no such combination.
+    pub fn own_labels(&self, at: usize, of: usize) -> Option<Vec<(&'static str, &'static str)>> {
+        let mut rest = of;
+        let pair = |label: &Label| {
+            rest /= label.values.len();
+            Some((label.name, label.values.get(at / rest % label.values.len()).copied().flatten()?))
+        };
+        self.labels.iter().map(pair).collect()
+    }
 }
 
 /// The labels that every metric of a container has.

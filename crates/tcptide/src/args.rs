@@ -77,6 +77,30 @@ impl FilterArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
 pub(crate) struct EdgeFilterArgs {
+    #[command(flatten)]
+    owner: OwnerFilterArgs,
+    /// Ports of either end
+    #[arg(long, value_name = "PORTS")]
+    port: Option<List<u16>>,
+    /// Addresses of the far end, as networks: 10.0.0.0/8,!10.1.0.0/16
+    #[arg(long, value_name = "CIDRS")]
+    peer: Option<List<ipnet::IpNet>>,
+}
+
+impl EdgeFilterArgs {
+    pub(crate) fn filter(&self) -> Filter {
+        Filter {
+            port: self.port.clone().unwrap_or_default(),
+            peer: self.peer.clone().unwrap_or_default(),
+            ..self.owner.filter()
+        }
+    }
+}
+
+/// Which containers.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters (lists with commas; a leading ! excludes)")]
+pub(crate) struct OwnerFilterArgs {
     /// Containers by name (with *), or by the beginning of their id
     #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
     container: Option<List<Pattern>>,
@@ -89,15 +113,9 @@ pub(crate) struct EdgeFilterArgs {
     /// Cgroups by path, with all below it, or by id
     #[arg(long, value_name = "PATHS")]
     cgroup: Option<List<CgroupRef>>,
-    /// Ports of either end
-    #[arg(long, value_name = "PORTS")]
-    port: Option<List<u16>>,
-    /// Addresses of the far end, as networks: 10.0.0.0/8,!10.1.0.0/16
-    #[arg(long, value_name = "CIDRS")]
-    peer: Option<List<ipnet::IpNet>>,
 }
 
-impl EdgeFilterArgs {
+impl OwnerFilterArgs {
     pub(crate) fn filter(&self) -> Filter {
         let this = self.clone();
         Filter {
@@ -105,9 +123,7 @@ impl EdgeFilterArgs {
             pod: this.pod.unwrap_or_default(),
             namespace: this.namespace.unwrap_or_default(),
             cgroup: this.cgroup.unwrap_or_default(),
-            pid: List::default(),
-            port: this.port.unwrap_or_default(),
-            peer: this.peer.unwrap_or_default(),
+            ..Filter::default()
         }
     }
 }

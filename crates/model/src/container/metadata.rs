@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Runtime};
+use crate::filter::Subject;
 
 /// Labels that the kubelet has every runtime put on its containers.
 const POD_NAME: &str = "io.kubernetes.pod.name";
@@ -243,6 +244,19 @@ pub struct Container {
 impl Container {
     /// The name of the owner of sockets that have none.
     pub const UNATTRIBUTED: &str = "~unattributed";
+
+    /// What a filter asks of it.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            container_name: Some(&self.name),
+            container_id: self.id.as_deref(),
+            pod: self.pod.as_deref(),
+            namespace: self.namespace.as_deref(),
+            cgroup_id: Some(self.cgroup_id),
+            cgroup_path: self.cgroup_path.as_deref(),
+            ..Subject::default()
+        }
+    }
 
     /// Joins what the path says with what the runtime said. `cgroup_id` is the id of
     /// `identity.container_path`.

@@ -121,12 +121,16 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
+/// Of each of [`METRICS`], whether what feeds it runs.
+pub(crate) fn measured(programs: &[ProgramStats]) -> Vec<bool> {
+    let runs = |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
+    let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(runs);
+    METRICS.iter().map(has).collect()
+}
+
 impl Shape {
     pub(crate) fn new(programs: &[ProgramStats], buckets: Buckets, info: InfoLabels) -> Self {
-        let runs =
-            |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
-        let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(runs);
-        Self { present: METRICS.iter().map(has).collect(), buckets, info }
+        Self { present: measured(programs), buckets, info }
     }
 
     /// How many series one set of labels has: with all of these readings added up, and so many cgroups.
@@ -139,11 +143,11 @@ impl Shape {
                     None => 0,
                     Some(Reading::One(_)) => 1,
                     Some(Reading::Each(numbers) | Reading::EachMicroseconds(numbers)) => (0..numbers.len())
-                        .filter(|at| own_labels(metric, *at, numbers.len()).is_some())
+                        .filter(|at| metric.own_labels(*at, numbers.len()).is_some())
                         .count(),
                     Some(Reading::EachSeen(numbers)) => {
                         let is_seen = |at: &usize| {
-                            own_labels(metric, *at, numbers.len()).is_some()
+                            metric.own_labels(*at, numbers.len()).is_some()
                                 && all().any(|r| matches!(r, Reading::EachSeen(numbers) if numbers[*at] > 0))
                         };
                         (0..numbers.len()).filter(is_seen).count()
@@ -279,7 +283,7 @@ impl Lines {
             }
             Reading::One(_) => Self::Numbers(vec![Some(Line::new(metric.name, []))]),
             Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers) => {
-                let line = |at| Some(Line::new(metric.name, own_labels(metric, at, numbers.len())?));
+                let line = |at| Some(Line::new(metric.name, metric.own_labels(at, numbers.len())?));
                 Self::Numbers((0..numbers.len()).map(line).collect())
             }
         }
@@ -326,16 +330,6 @@ fn each(
             to.number(line, owner, value);
         }
     }
-}
-
-/// The metric's own labels of the `at`th of `of` numbers, unless it has no such combination.
-fn own_labels(metric: &Metric, at: usize, of: usize) -> Option<Vec<(&'static str, &'static str)>> {
-    let mut rest = of;
-    let pair = |label: &metrics::Label| {
-        rest /= label.values.len();
-        Some((label.name, label.values.get(at / rest % label.values.len()).copied().flatten()?))
-    };
-    metric.labels.iter().map(pair).collect()
 }
 
 fn pairs(labels: &Labels) -> [(&'static str, &str); 3] {

@@ -2,6 +2,7 @@
 //! walk.
 
 use std::{
+    collections::HashMap,
     mem,
     sync::{
         Arc, Mutex, PoisonError,
@@ -12,7 +13,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use model::{container::Container, filter::Filter, metrics::Reading, record::Strays};
+use jiff::Timestamp;
+use model::{
+    container::Container,
+    filter::Filter,
+    metrics::Reading,
+    record::{CGROUP_OTHER, Strays, Totals},
+};
 use probe::{Monitor, Options, Walk};
 use tokio::sync::oneshot;
 
@@ -25,14 +32,17 @@ use super::{
     process::Usage,
     reconciliation::Reconciliation,
     reload::{LastReload, Live},
-    series::{Room, Series, labels},
+    series::{Room, Series, labels, other},
     strays::Accounts,
     systemd::Watchdog,
     tails::{self, Tails},
     web::Traffic,
 };
 use crate::{
-    answer::health::Lost,
+    answer::{
+        health::Lost,
+        totals::{self, Metrics},
+    },
     args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
     names::Names,
@@ -414,6 +424,51 @@ impl Worker {
         }
         self.ask_edges(|edges, owner, name| edges.settle(Instant::now(), owner, name));
         Ok(())
+    }
+
+    /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
+    pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
+        let walk = self.walk()?;
+        take_cgroup_events(&mut self.monitor, &self.directory)?;
+        self.take_events()?;
+        let strays = self.monitor.strays()?;
+        let mut all = self.monitor.totals()?;
+        self.give(&strays)?;
+        self.strays.add_to(&mut all);
+        let mut shown = exposition::measured(&self.monitor.programs());
+        if !metrics.is_empty() {
+            shown.iter_mut().enumerate().for_each(|(at, shown)| *shown &= metrics.contains(&at));
+        }
+        let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
+        for (id, totals) in &all {
+            let container = if *id == CGROUP_OTHER { other() } else { self.directory.resolve(*id) };
+            if !filter.matches(&container.subject()) || **totals == Totals::default() {
+                continue;
+            }
+            let segments = totals.sent_segments + totals.received_segments;
+            let metrics = Metrics::of(totals, walk.number, &shown);
+            let live = self.directory.is_live(*id);
+            match by_owner.get_mut(&container.cgroup_id) {
+                Some((sum, counted)) => {
+                    *sum += segments;
+                    counted.live |= live;
+                    counted.metrics.add(&metrics);
+                }
+                None => {
+                    let counted = totals::Counted { container, live, metrics };
+                    by_owner.insert(counted.container.cgroup_id, (segments, counted));
+                }
+            }
+        }
+        let mut containers: Vec<_> = by_owner.into_values().collect();
+        containers.sort_by(|(a, one), (b, other)| {
+            b.cmp(a).then_with(|| one.container.cgroup_id.cmp(&other.container.cgroup_id))
+        });
+        Ok(totals::Totals {
+            time: Timestamp::now(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            containers: containers.into_iter().map(|(_, counted)| counted).collect(),
+        })
     }
 
     fn scrape(&mut self) -> anyhow::Result<Exposition> {

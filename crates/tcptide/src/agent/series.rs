@@ -358,7 +358,8 @@ pub(crate) fn labels(container: &Container) -> Labels {
     }
 }
 
-fn other() -> Arc<Container> {
+/// Whom those are told of that have none of their own.
+pub(super) fn other() -> Arc<Container> {
     let mut container = Container::unknown(CGROUP_OTHER);
     OTHER.clone_into(&mut container.name);
     Arc::new(container)

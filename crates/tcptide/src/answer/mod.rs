@@ -7,3 +7,4 @@ pub(crate) mod health;
 pub(crate) mod listeners;
 pub(crate) mod programs;
 pub(crate) mod states;
+pub(crate) mod totals;

@@ -17,6 +17,7 @@ use futures_util::stream;
 use jiff::Timestamp;
 use model::{
     connection::{Connection, LISTEN},
+    container::Container,
     filter::{Filter, Subject},
     record,
 };
@@ -36,6 +37,7 @@ use crate::{
         listeners::{self, Listener, Listeners},
         programs::{Program, Programs},
         states::{self, Rows, States},
+        totals::Totals,
     },
     args::PeerArgs,
     peers::{Peers, Starts},
@@ -84,6 +86,14 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         parameters: query::Containers::command,
         answer: Some(SchemaGenerator::subschema_for::<Containers>),
         route: || get(containers),
+    },
+    Endpoint {
+        path: "/totals",
+        summary: "What each container has counted, by the names of its metrics; those that count anything, the most active \
+                  first.",
+        parameters: query::Totals::command,
+        answer: Some(SchemaGenerator::subschema_for::<Totals>),
+        route: || get(totals),
     },
     Endpoint {
         path: "/edges",
@@ -191,6 +201,13 @@ async fn containers(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Re
     Ok(json(&Containers { containers: containers.await? }))
 }
 
+async fn totals(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let query::Totals { metrics, filter } = query::parse(query.as_deref())?;
+    let filter = filter.filter();
+    let totals = ask(&gauge, move |worker| worker.counted(&metrics, &filter)).await?;
+    Ok(json(&totals))
+}
+
 async fn edges(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Edges { since, max_edges, filter, peer } = query::parse(query.as_deref())?;
     let filter = filter.filter();
@@ -211,17 +228,10 @@ async fn edges(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<
 /// Whether either end is asked for, with the other one at the far end.
 fn is_wanted(edge: &Edge, filter: &Filter, peer: &PeerArgs) -> bool {
     let matches = |near: &Node, far: &Node| {
-        let container = near.container();
         let subject = Subject {
-            container_name: container.map(|c| c.name.as_str()),
-            container_id: container.and_then(|c| c.id.as_deref()),
-            pod: container.and_then(|c| c.pod.as_deref()),
-            namespace: container.and_then(|c| c.namespace.as_deref()),
-            cgroup_id: container.map(|c| c.cgroup_id),
-            cgroup_path: container.and_then(|c| c.cgroup_path.as_deref()),
             local_port: edge.port,
             peer_addr: if let Node::Address(address) = far { Some(*address) } else { None },
-            ..Subject::default()
+            ..near.container().map(Container::subject).unwrap_or_default()
         };
         filter.matches(&subject) && peer.matches(far.container())
     };
@@ -313,7 +323,7 @@ impl Worker {
         &mut self,
         filter: &Filter,
         peer: Option<&PeerArgs>,
-        mut each: impl FnMut(&record::Connection, &Arc<model::container::Container>, Option<&Peers>),
+        mut each: impl FnMut(&record::Connection, &Arc<Container>, Option<&Peers>),
     ) -> anyhow::Result<()> {
         let mut peers = Peers::default();
         if peer.is_some() {

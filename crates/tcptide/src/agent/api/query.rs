@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, error::ContextKind};
-use model::container::nearest;
+use model::{container::nearest, metrics::METRICS};
 
 use super::Refusal;
-use crate::args::{EdgeFilterArgs, EventArgs, FilterArgs, PeerArgs, duration};
+use crate::{
+    answer::totals::Metrics,
+    args::{EdgeFilterArgs, EventArgs, FilterArgs, OwnerFilterArgs, PeerArgs, duration},
+};
 
 /// The parameter that may stand without a value.
 const FLAG: &str = "all";
@@ -54,6 +57,25 @@ pub(crate) struct Containers {
     /// Every cgroup, not only containers
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) all: bool,
+}
+
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub(crate) struct Totals {
+    /// Only these, a list of their names; without it, all
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
+    pub(super) metrics: Vec<usize>,
+    #[command(flatten)]
+    pub(super) filter: OwnerFilterArgs,
+}
+
+/// A metric of a container, by its name.
+fn metric(name: &str) -> Result<usize, String> {
+    Metrics::place(name).ok_or_else(|| {
+        let meant = nearest(name, METRICS.iter().map(|metric| metric.name));
+        let meant = meant.first().map_or(String::new(), |meant| format!("; did you mean {meant}?"));
+        format!("there is no such metric of containers{meant}")
+    })
 }
 
 #[derive(Debug, Parser)]

@@ -1,0 +1,357 @@
+//! What containers counted: the metrics of `docs/metrics.md`, as numbers.
+
+use std::{collections::HashMap, fmt, sync::Arc, sync::LazyLock};
+
+use jiff::Timestamp;
+use model::{
+    container::Container,
+    metrics::{METRICS, Metric, Reading},
+    record::Totals as Record,
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+    ser::SerializeMap as _,
+};
+
+/// A container and its metrics.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Counted {
+    pub(crate) container: Arc<Container>,
+    /// Whether it is still there.
+    pub(crate) live: bool,
+    pub(crate) metrics: Metrics,
+}
+
+/// What an agent tells of them.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Totals {
+    /// As of when.
+    #[schemars(with = "String")]
+    pub(crate) time: Timestamp,
+    /// For how long the agent has counted, seconds.
+    pub(crate) seconds: f64,
+    pub(crate) containers: Vec<Counted>,
+}
+
+/// Metrics of a container in the order of [`METRICS`]; `None`: not measured, or not asked for.
+///
+/// As JSON it is an object by their names. A number is in the metric's unit; of a metric with labels there is an object by the
+/// label's values, with two labels an object of such objects; a histogram is one as everywhere in JSON, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Metrics(Vec<Option<Reading>>);
+
+/// Which of [`METRICS`] has a name.
+static BY_NAME: LazyLock<HashMap<&str, usize>> =
+    LazyLock::new(|| METRICS.iter().enumerate().map(|(at, metric)| (metric.name, at)).collect());
+
+impl Metrics {
+    /// What was read, of those that are `shown`.
+    pub(crate) fn of(totals: &Record, walk: u32, shown: &[bool]) -> Self {
+        let read = |(metric, shown): (&Metric, &bool)| shown.then(|| (metric.read)(totals, walk));
+        Self(METRICS.iter().zip(shown).map(read).collect())
+    }
+
+    /// Where a metric stands.
+    pub(crate) fn place(name: &str) -> Option<usize> {
+        BY_NAME.get(name).copied()
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, name: &str) -> Option<&Reading> {
+        self.0.get(Self::place(name)?)?.as_ref()
+    }
+
+    /// All of them that there are.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Metric, &Reading)> {
+        METRICS.iter().zip(&self.0).filter_map(|(metric, reading)| Some((metric, reading.as_ref()?)))
+    }
+
+    /// Adds those of another cgroup.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, other) in self.0.iter_mut().zip(&other.0) {
+            match (mine, other) {
+                (Some(mine), Some(other)) => mine.add(other),
+                (mine, other) => mine.clone_from(other),
+            }
+        }
+    }
+
+    /// What came since an earlier look. What only goes up and down stays as it is.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let of = |(at, now): (usize, &Option<Reading>)| {
+            let mut now = now.clone()?;
+            let is_counter = METRICS[at].kind != model::metrics::Kind::Gauge;
+            if let (true, Some(Some(earlier))) = (is_counter, earlier.0.get(at)) {
+                now.subtract(earlier);
+            }
+            Some(now)
+        };
+        Self(self.0.iter().enumerate().map(of).collect())
+    }
+}
+
+/// The values of a metric's own labels that the `at`th of `of` numbers has, unless there is no such combination.
+fn own_values(metric: &Metric, at: usize, of: usize) -> Option<Vec<&'static str>> {
+    Some(metric.own_labels(at, of)?.into_iter().map(|(_, value)| value).collect())
+}
+
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (metric, reading) in self.iter() {
+            map.serialize_entry(metric.name, &Shown { metric, reading })?;
+        }
+        map.end()
+    }
+}
+
+struct Shown<'a> {
+    metric: &'static Metric,
+    reading: &'a Reading,
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.reading {
+            Reading::One(n) => n.serialize(serializer),
+            Reading::Distribution(histogram) => histogram.serialize(serializer),
+            Reading::Each(numbers) => self.labelled(numbers, |_| true, |n| n, serializer),
+            Reading::EachSeen(numbers) => self.labelled(numbers, |n| n > 0, |n| n, serializer),
+            Reading::EachMicroseconds(numbers) => {
+                self.labelled(numbers, |_| true, |us| us as f64 / 1e6, serializer)
+            }
+        }
+    }
+}
+
+impl Shown<'_> {
+    fn labelled<S: Serializer, N: Serialize>(
+        &self,
+        numbers: &[u64],
+        is_shown: fn(u64) -> bool,
+        number: fn(u64) -> N,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let of = numbers.len();
+        let values = |at| own_values(self.metric, at, of);
+        let all = numbers.iter().enumerate().filter(|(_, n)| is_shown(**n));
+        let all = all.filter_map(|(at, n)| Some((values(at)?, number(*n))));
+        if self.metric.labels.len() < 2 {
+            return serializer.collect_map(all.map(|(values, n)| (values[0], n)));
+        }
+        let mut outer: Vec<(&str, serde_json::Map<String, serde_json::Value>)> = Vec::new();
+        for (values, n) in all {
+            if outer.last().is_none_or(|(value, _)| *value != values[0]) {
+                outer.push((values[0], serde_json::Map::new()));
+            }
+            if let (Some((_, inner)), Ok(n)) = (outer.last_mut(), serde_json::to_value(n)) {
+                inner.insert(values[1].to_owned(), n);
+            }
+        }
+        serializer.collect_map(outer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Named;
+        impl<'de> Visitor<'de> for Named {
+            type Value = Metrics;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("metrics by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
+                let mut all = vec![None; METRICS.len()];
+                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    match Metrics::place(&name) {
+                        Some(at) => all[at] = Some(map.next_value_seed(Read(&METRICS[at]))?),
+                        // Of a newer agent.
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Metrics(all))
+            }
+        }
+        deserializer.deserialize_map(Named)
+    }
+}
+
+/// Reads a metric's value.
+struct Read(&'static Metric);
+
+impl<'de> DeserializeSeed<'de> for Read {
+    type Value = Reading;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Reading, D::Error> {
+        let mut reading = (self.0.read)(&Record::default(), 0);
+        match &mut reading {
+            Reading::One(n) => *n = u64::deserialize(deserializer)?,
+            Reading::Distribution(histogram) => {
+                #[derive(Deserialize)]
+                struct Shape {
+                    sum_us: u64,
+                    buckets: Vec<Bucket>,
+                }
+                #[derive(Deserialize)]
+                struct Bucket {
+                    le_us: Option<u64>,
+                    count: u64,
+                }
+                let Shape { sum_us, buckets } = Shape::deserialize(deserializer)?;
+                let scale = histogram.scale();
+                let mut counts = vec![0; scale.slots()];
+                for Bucket { le_us, count } in buckets {
+                    counts[le_us.map_or(scale.slots() - 1, |us| scale.slot(us))] += count;
+                }
+                *histogram = model::histogram::Histogram::from_counts(scale, counts, sum_us);
+            }
+            Reading::Each(numbers) | Reading::EachSeen(numbers) => {
+                read_labelled(self.0, numbers, |n: u64| n, deserializer)?;
+            }
+            Reading::EachMicroseconds(numbers) => {
+                read_labelled(self.0, numbers, |seconds: f64| (seconds * 1e6).round() as u64, deserializer)?;
+            }
+        }
+        Ok(reading)
+    }
+}
+
+fn read_labelled<'de, D: Deserializer<'de>, N: Deserialize<'de>>(
+    metric: &Metric,
+    numbers: &mut [u64],
+    number: fn(N) -> u64,
+    deserializer: D,
+) -> Result<(), D::Error> {
+    let of = numbers.len();
+    let mut set = |path: &[&str], n: N| {
+        let at = (0..of).find(|at| own_values(metric, *at, of).as_deref() == Some(path));
+        if let Some(at) = at {
+            numbers[at] = number(n);
+        }
+    };
+    if metric.labels.len() < 2 {
+        for (value, n) in HashMap::<String, N>::deserialize(deserializer)? {
+            set(&[&value], n);
+        }
+        return Ok(());
+    }
+    for (first, inner) in HashMap::<String, HashMap<String, N>>::deserialize(deserializer)? {
+        for (second, n) in inner {
+            set(&[&first, &second], n);
+        }
+    }
+    Ok(())
+}
+
+impl JsonSchema for Metrics {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Metrics".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let histogram = generator.subschema_for::<Histogram>();
+        let number = || serde_json::json!({ "type": "number", "minimum": 0 });
+        let schema = |metric: &Metric| {
+            let reading = (metric.read)(&Record::default(), 0);
+            let mut schema = match reading {
+                Reading::One(_) => number(),
+                Reading::Distribution(_) => {
+                    return serde_json::json!({ "allOf": [histogram], "description": metric.help });
+                }
+                _ => number(),
+            };
+            for _ in metric.labels {
+                schema = serde_json::json!({ "type": "object", "additionalProperties": schema });
+            }
+            schema["description"] = metric.help.into();
+            schema
+        };
+        let properties: serde_json::Map<_, _> =
+            METRICS.iter().map(|metric| (metric.name.to_owned(), schema(metric))).collect();
+        schemars::json_schema!({ "type": "object", "properties": properties })
+    }
+}
+
+/// A distribution; buckets are not cumulative, and those that nothing is in may be absent.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "tells what a histogram looks like")]
+struct Histogram {
+    count: u64,
+    sum_us: u64,
+    p50_us: Option<u64>,
+    p90_us: Option<u64>,
+    p99_us: Option<u64>,
+    min_us: Option<u64>,
+    max_us: Option<u64>,
+    buckets: Vec<Bucket>,
+}
+
+/// Durations up to `le_us`, above those of the bucket before; `null`: without a bound.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "tells what a bucket looks like")]
+struct Bucket {
+    le_us: Option<u64>,
+    count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered() -> Record {
+        let mut totals = Record { sent_bytes: 1 << 40, received_bytes: 7, walk: 3, ..Record::default() };
+        totals.connections[1] = 5;
+        totals.closed[0] = 9;
+        totals.limited_us[1] = 1_500_001;
+        totals.rtt.slots[4] = 2;
+        totals.rtt.slots[9] = 1;
+        totals.rtt.sum_us = 77;
+        totals
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let all = Metrics::of(&numbered(), 3, &vec![true; METRICS.len()]);
+        let text = serde_json::to_string(&all).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["tcptide_sent_bytes_total"], 1_u64 << 40);
+        assert_eq!(value["tcptide_connections"]["established"], 5);
+        assert_eq!(value["tcptide_rtt_seconds"]["count"], 3);
+        let read: Metrics = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, all);
+        assert_eq!(value.as_object().unwrap().len(), METRICS.len());
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_absent() {
+        let shown: Vec<bool> =
+            METRICS.iter().map(|metric| metric.name == "tcptide_sent_bytes_total").collect();
+        let some = Metrics::of(&numbered(), 3, &shown);
+        assert_eq!(serde_json::to_string(&some).unwrap(), r#"{"tcptide_sent_bytes_total":1099511627776}"#);
+        let newer = r#"{"tcptide_sent_bytes_total":1099511627776,"tcptide_of_tomorrow":{"a":[1]}}"#;
+        assert_eq!(serde_json::from_str::<Metrics>(newer).unwrap(), some);
+        assert!(serde_json::from_str::<Metrics>(r#"{"tcptide_sent_bytes_total":"many"}"#).is_err());
+    }
+
+    #[test]
+    fn what_came_since_is_the_difference_of_counters_only() {
+        let shown = vec![true; METRICS.len()];
+        let before = Metrics::of(&numbered(), 3, &shown);
+        let mut later = numbered();
+        later.sent_bytes += 100;
+        later.connections[1] = 2;
+        later.rtt.slots[4] += 1;
+        let since = Metrics::of(&later, 3, &shown).since(&before);
+        assert!(matches!(since.get("tcptide_sent_bytes_total"), Some(Reading::One(100))));
+        assert!(matches!(since.get("tcptide_connections"), Some(Reading::Each(states)) if states[1] == 2));
+        let Some(Reading::Distribution(rtt)) = since.get("tcptide_rtt_seconds") else { panic!() };
+        assert_eq!(rtt.count(), 1);
+        let mut sum = before.clone();
+        sum.add(&before);
+        assert!(matches!(sum.get("tcptide_received_bytes_total"), Some(Reading::One(14))));
+    }
+}
