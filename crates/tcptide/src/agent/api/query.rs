@@ -29,6 +29,9 @@ pub(crate) struct Connections {
     /// So many at most, those that have carried most
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     pub(super) limit: u32,
+    /// Only the one whose socket has this cookie
+    #[arg(long, value_name = "COOKIE")]
+    pub(super) cookie: Option<u64>,
     #[command(flatten)]
     pub(super) filter: FilterArgs,
     #[command(flatten)]
