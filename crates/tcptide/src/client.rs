@@ -1,7 +1,7 @@
 //! A running agent, asked through its API: `--connect`.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, ErrorKind},
     path::Path,
     sync::{
         Arc,
@@ -17,7 +17,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{ArgMatches, CommandFactory as _, parser::ValueSource};
 use model::connection::Connection;
 use rustls::{
-    AlertDescription,
+    AlertDescription as Alert,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
@@ -213,10 +213,7 @@ impl Remote {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }
-        let mut answer = request.call().map_err(|error| match alert(&error) {
-            Some(alert) => self.turned_away(alert),
-            None => anyhow::anyhow!("cannot ask the agent at {}: {error}; `tcptide agent` is one", self.url),
-        })?;
+        let mut answer = request.call().map_err(|error| self.cannot_ask(&error))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -231,14 +228,16 @@ impl Remote {
         }
     }
 
-    /// What TLS said, with what to do.
-    fn turned_away(&self, alert: AlertDescription) -> anyhow::Error {
+    /// Why there was no answer, with what to do.
+    fn cannot_ask(&self, error: &ureq::Error) -> anyhow::Error {
         let url = &self.url;
-        if self.has("connect-cert") {
-            anyhow::anyhow!("the agent at {url} does not take the certificate in --connect-cert ({alert:?})")
+        if !url.starts_with("https:") || !is_about_certificate(error) {
+            anyhow::anyhow!("cannot ask the agent at {url}: {error}; `tcptide agent` is one")
+        } else if self.has("connect-cert") {
+            anyhow::anyhow!("the agent at {url} seems not to take the certificate in --connect-cert: {error}")
         } else {
             anyhow::anyhow!(
-                "the agent at {url} turned this side away ({alert:?}); it may want a client's certificate: \
+                "the agent at {url} turned this side away: {error}; it may want a client's certificate: \
                  --connect-cert FILE --connect-key FILE"
             )
         }
@@ -335,17 +334,32 @@ pub(crate) fn wait(duration: Duration, stop: &AtomicBool) {
     }
 }
 
-/// What the other side said when it ended TLS.
-fn alert(error: &ureq::Error) -> Option<AlertDescription> {
+/// Whether the other side may have ended TLS for a certificate that it got or missed. Of its words nothing is heard where
+/// they cross with this side's own.
+fn is_about_certificate(error: &ureq::Error) -> bool {
     let error = match error {
         ureq::Error::Rustls(error) => error,
-        ureq::Error::Io(error) => error.get_ref()?.downcast_ref()?,
-        _ => return None,
+        ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(error) => error,
+            None => return matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+        },
+        _ => return false,
     };
-    match error {
-        rustls::Error::AlertReceived(alert) => Some(*alert),
-        _ => None,
-    }
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::HandshakeFailure
+        )
+    )
 }
 
 /// The address without user and password, and these as a header.

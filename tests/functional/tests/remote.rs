@@ -182,7 +182,8 @@ impl Apart {
     }
 
     fn start(&self, what: &str, args: &[&str]) -> Running {
-        let args = [&[what, "--to", &self.at.to_string()], args].concat();
+        let at = self.at.to_string();
+        let args = [&[what, "--to", &at], args].concat();
         Running::inside(&self.cgroups[0], &self.netns[0], &args).unwrap()
     }
 }
@@ -246,13 +247,13 @@ fn round_trips_are_told_by_an_agent_as_by_the_programs() {
     let [direct, asked] = ended(table).map(|output| output.stdout);
     assert_eq!(direct.len(), asked.len(), "{direct:?} {asked:?}");
     assert!(asked.last().unwrap().ends_with("connections 14"), "{asked:?}");
-    lasting.finish().unwrap();
+    lasting.let_go(SOON).unwrap();
     held.finish().unwrap();
     server.finish().unwrap();
     agent.stop().unwrap();
 }
 
-/// The causes of each connection, by its cookie, but for listeners, as all of these are held back.
+/// The causes of each connection, by its cookie.
 fn causes(output: Output) -> BTreeMap<u64, Vec<String>> {
     let output = output.success().unwrap();
     let of = |one: &Value| {
@@ -268,65 +269,63 @@ fn what_holds_connections_back_is_told_by_an_agent_as_by_the_programs() {
     let netns = Netns::new("remote-explain").unwrap();
     let agent = Tcptide::find().unwrap().agent(["--read-delay"]).unwrap();
     let unaware = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
-    netns
+    let (listener, full, idle, waiting) = netns
         .enter(|| {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let to = listener.local_addr()?;
-            let [mut full, idle] = [TcpStream::connect(to)?, TcpStream::connect(to)?];
-            let (unread, _) = listener.accept()?;
-            let (idle_too, _) = listener.accept()?;
-            full.set_nonblocking(true)?;
-            while full.write(&vec![0; 65536]).is_ok() {}
-            // Nobody accepts it.
-            let waiting = TcpStream::connect(to)?;
-            let port = to.port().to_string();
-            let args = ["explain", "-o", "json", "--duration", "3s", "--port", &port];
-            let ask =
-                |agent: &Agent, args: &[&str]| Tcptide::run_command(&mut as_nobody(agent, args)).unwrap();
-            let (direct, asked, without) = thread::scope(|scope| {
-                let direct = scope.spawn(|| Tcptide::find().unwrap().run(args).unwrap());
-                let asked = scope.spawn(|| ask(&agent, &args));
-                let without = ask(&unaware, &args);
-                (direct.join().unwrap(), asked.join().unwrap(), without)
-            });
-            let items = asked.json().unwrap();
-            let says_so = |output: &Output| output.stderr.iter().any(|line| line.contains("--read-delay"));
-            assert!(!says_so(&asked) && says_so(&without), "{:?} {:?}", asked.stderr, without.stderr);
-            let (direct, asked, without) = (causes(direct), causes(asked), causes(without));
-            assert_eq!((&direct, direct.len()), (&asked, 7));
-            // What it does not measure speaks for nothing; all of this does not need it.
-            assert_eq!(asked, without);
-            let of = |stream: &TcpStream| {
-                let port = stream.local_addr().unwrap().port();
-                let end = |one: &&Value| {
-                    one["connection"]["local"]["port"] == port
-                        && one["connection"]["peer"]["port"] == to.port()
-                };
-                items.as_array().unwrap().iter().find(end).unwrap_or_else(|| panic!("{items}"))["connection"]
-                    .clone()
-            };
-            for (stream, cause) in
-                [(&full, "receiver_slow"), (&idle, "nothing_to_send"), (&waiting, "nothing_to_send")]
-            {
-                let connection = of(stream);
-                assert_eq!(asked[&us(&connection["cookie"])], [cause]);
-                // One alone, in words.
-                let cookie = connection["cookie"].to_string();
-                let output = ask(&agent, &["explain", &cookie, "--duration", "1s"]).success().unwrap();
-                assert_eq!(output.stdout.len(), 2, "{output:?}");
-                assert!(output.stdout[0].ends_with(&format!("cookie {cookie}")), "{output:?}");
-            }
-            let all: Vec<&str> = asked.values().flatten().map(String::as_str).collect();
-            for cause in ["slow_to_read", "slow_to_accept"] {
-                assert!(all.contains(&cause), "{asked:?}");
-            }
-            let unknown = ask(&agent, &["explain", "18446744073709551615", "--duration", "100ms"]);
-            assert_eq!(unknown.status.code(), Some(1));
-            assert!(unknown.stderr.join(" ").contains("no connection has the cookie"), "{unknown:?}");
-            drop((unread, idle_too, waiting));
-            Ok(())
+            let [full, idle, waiting] = [(); 3].map(|()| TcpStream::connect(to));
+            Ok((listener, full?, idle?, waiting?))
         })
         .unwrap();
+    // Nobody accepts the third one.
+    let accepted = [listener.accept().unwrap(), listener.accept().unwrap()];
+    full.set_nonblocking(true).unwrap();
+    while (&full).write(&[0; 65536]).is_ok() {}
+    let to = listener.local_addr().unwrap().port();
+    let port = to.to_string();
+    let args = ["explain", "-o", "json", "--duration", "3s", "--port", &port];
+    let ask = |agent: &Agent, args: &[&str]| Tcptide::run_command(&mut as_nobody(agent, args)).unwrap();
+    let [direct, asked, without] = thread::scope(|scope| {
+        let direct = scope.spawn(|| Tcptide::find().unwrap().run(args).unwrap());
+        let asked = scope.spawn(|| ask(&agent, &args));
+        let without = ask(&unaware, &args);
+        [direct.join().unwrap(), asked.join().unwrap(), without]
+    });
+    let says_so = |output: &Output| output.stderr.iter().any(|line| line.contains("--read-delay"));
+    assert!(!says_so(&asked) && says_so(&without), "{:?} {:?}", asked.stderr, without.stderr);
+    let items = asked.json().unwrap();
+    let [direct, asked, without] = [direct, asked, without].map(causes);
+    // Both ends of three; of the listener there is nothing to say.
+    assert_eq!((&direct, direct.len()), (&asked, 6));
+    // What it does not measure speaks for nothing; none of this needs it.
+    assert_eq!(asked, without);
+    let cookie = |local: u16, peer: u16| {
+        let is_it = |one: &&Value| {
+            let ends = ["local", "peer"].map(|end| one["connection"][end]["port"].as_u64());
+            ends == [local, peer].map(|port| Some(port.into()))
+        };
+        let one = items.as_array().unwrap().iter().find(is_it);
+        us(&one.unwrap_or_else(|| panic!("no {local} -> {peer}: {items}"))["connection"]["cookie"])
+    };
+    let [full_port, idle_port, waiting_port] =
+        [&full, &idle, &waiting].map(|stream| stream.local_addr().unwrap().port());
+    for (local, peer, cause) in [
+        (full_port, to, "receiver_slow"),
+        (to, full_port, "slow_to_read"),
+        (idle_port, to, "nothing_to_send"),
+        (to, waiting_port, "slow_to_accept"),
+    ] {
+        let cookie = cookie(local, peer);
+        assert_eq!(asked[&cookie], [cause]);
+        // One alone, in words.
+        let output = ask(&agent, &["explain", &cookie.to_string(), "--duration", "1s"]).success().unwrap();
+        assert_eq!(output.stdout.len(), 2, "{output:?}");
+        assert!(output.stdout[0].ends_with(&format!("cookie {cookie}")), "{output:?}");
+    }
+    let unknown = ask(&agent, &["explain", "18446744073709551615", "--duration", "100ms"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(unknown.stderr.join(" ").contains("no connection has the cookie"), "{unknown:?}");
+    drop((accepted, full, idle, waiting));
     agent.stop().unwrap();
     unaware.stop().unwrap();
 }
