@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use model::{
     container::Container,
-    filter::Filter,
+    filter::{Filter, Subject},
     metrics::Reading,
     record::{CGROUP_OTHER, Strays, Totals},
 };
@@ -442,7 +442,8 @@ impl Worker {
         let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
         for (id, totals) in &all {
             let container = if *id == CGROUP_OTHER { other() } else { self.directory.resolve(*id) };
-            if !filter.matches(&container.subject()) || **totals == Totals::default() {
+            let subject = Subject { cgroup_id: Some(*id), ..container.subject() };
+            if !filter.matches(&subject) || **totals == Totals::default() {
                 continue;
             }
             let segments = totals.sent_segments + totals.received_segments;
