@@ -6,8 +6,8 @@
 use serde::Serialize;
 
 use crate::{
-    connection::{LISTEN, waits_for_accept},
-    record::{Connection, NOT_SEEN, limit, window},
+    connection::{self, LISTEN, STATE_NAMES, waits_for_accept},
+    record::{self, Connection, NOT_SEEN, limit, window},
 };
 
 /// The kernel's number of the SYN_SENT state.
@@ -81,6 +81,57 @@ pub fn explain(before: Option<&Connection>, after: &Connection, interval_us: u64
         verdicts.push(change.in_order());
     }
     verdicts
+}
+
+/// The same, of connections as programs meet them.
+pub fn explain_told(
+    before: Option<&connection::Connection>,
+    after: &connection::Connection,
+    interval_us: u64,
+) -> Vec<Verdict> {
+    explain(before.map(record_of).as_ref(), &record_of(after), interval_us)
+}
+
+/// As much of a record as the rules here look at.
+fn record_of(told: &connection::Connection) -> Connection {
+    let ns = |time: jiff::Timestamp| u64::try_from(time.as_nanosecond()).unwrap_or(0);
+    let state = STATE_NAMES.iter().position(|name| *name == Some(told.state)).unwrap_or(0);
+    let before = told.before.unwrap_or_default();
+    let queues = told.queues.unwrap_or_default();
+    let buffered = told.buffered.unwrap_or_default();
+    let limited = told.limited_us;
+    let mut r = Connection {
+        time_ns: ns(told.time),
+        opened_ns: told.opened_at.map_or(0, ns),
+        state: state as u8,
+        flags: if told.waits_for_accept { record::FLAG_UNHELD } else { 0 },
+        srtt_us: told.rtt.map_or(0, |rtt| rtt.srtt_us),
+        min_rtt_us: told.rtt.and_then(|rtt| rtt.min_us).unwrap_or(u32::MAX),
+        cwnd: told.cwnd,
+        mss: told.mss,
+        unread: buffered.unread,
+        unsent: buffered.unsent,
+        send_window: buffered.send_window,
+        receive_window: buffered.receive_window,
+        accept_queue: queues.accept,
+        accept_limit: queues.limit,
+        drops: queues.drops,
+        reads: told.read_delay.map_or(0, |delay| delay.times),
+        read_delay_us: told.read_delay.map_or(0, |delay| delay.total_us),
+        ..Connection::default()
+    };
+    r.before.retransmits = before.retransmits;
+    r.since.retransmits = told.retransmits.total;
+    r.since.duplicates = told.path.duplicates;
+    r.since.segments_out = told.segments_out;
+    r.limited_us[limit::LIMIT_RWND] = limited.rwnd;
+    r.limited_us[limit::LIMIT_SNDBUF] = limited.sndbuf;
+    r.limited_us[limit::LIMIT_NONE] =
+        limited.busy.saturating_sub(limited.rwnd).saturating_sub(limited.sndbuf);
+    let windows = told.zero_windows.unwrap_or_default();
+    r.zero_windows[window::WINDOW_PEER] = windows.peer;
+    r.zero_windows[window::WINDOW_OWN] = windows.own;
+    r
 }
 
 struct Change<'a> {

@@ -103,8 +103,9 @@ impl Remote {
         what: &str,
         takes: &clap::Command,
         local: &[&str],
+        more: &[(&str, &str)],
     ) -> anyhow::Result<mpsc::Receiver<Told>> {
-        let answer = self.ask(what, takes, local, &[])?;
+        let answer = self.ask(what, takes, local, more)?;
         let mut lines = BufReader::new(answer.into_body().into_reader()).lines();
         // The first line says that from now on nothing is missed.
         lines.next().context("the agent ended the stream")?.context("reading the agent's stream")?;

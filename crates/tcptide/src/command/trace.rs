@@ -81,7 +81,7 @@ pub(crate) fn run(args: &TraceArgs, agent: Option<&Remote>) -> anyhow::Result<()
 /// The same, as an agent tells it.
 fn show_of(agent: &Remote, args: &TraceArgs) -> anyhow::Result<()> {
     let stop = stop_flag()?;
-    let told = agent.follow("events", &query::Events::command(), &["duration"])?;
+    let told = agent.follow("events", &query::Events::command(), &["duration"], &[])?;
     let mut lines = Lines::begin(args.output.output)?;
     let end = args.stream.duration.map(|duration| Instant::now() + duration);
     let mut lost = 0;
