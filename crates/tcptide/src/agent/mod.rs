@@ -13,6 +13,8 @@ mod history;
 mod http;
 mod ledger;
 mod namespaces;
+mod page;
+mod past;
 mod process;
 mod protobuf;
 mod reconciliation;
