@@ -43,11 +43,11 @@ export function Chart({ title, times, series, format, stacked }: Props) {
       legend: { live: true },
       scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map((at) => clock(new Date(at * 1000)).slice(0, 5)), space: 70 },
+        { ...axis, values: (_, ticks) => ticks.map((at) => clock(new Date(at * 1000)).slice(0, ticks.some((at) => at % 60) ? 8 : 5)), space: 80 },
         { ...axis, values: (_, ticks) => ticks.map((n) => format(n)), size: 72, space: 34 },
       ],
       series: [
-        { label: strings.range, value: (_, at) => (at === null ? strings.none : clock(new Date(at * 1000))) },
+        { label: strings.range, value: (u, at) => clock(new Date((at ?? u.data[0].at(-1) ?? 0) * 1000)) },
         ...series.map((one, at): uPlot.Series => ({
           label: one.label,
           stroke: colours.series[one.colour - 1],
@@ -56,7 +56,8 @@ export function Chart({ title, times, series, format, stacked }: Props) {
           points: { show: false },
           spanGaps: false,
           value: (u, _, __, index) => {
-            const value = index === null || index === undefined ? null : raw(u, at)?.[index];
+            const all = raw(u, at);
+            const value = all?.[index ?? all.length - 1];
             return value === null || value === undefined ? strings.none : format(value);
           },
         })),

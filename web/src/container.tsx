@@ -7,7 +7,7 @@ import * as format from "./format.ts";
 import { Heatmap } from "./heatmap.tsx";
 import { quantile } from "./histogram.ts";
 import { Why } from "./overview.tsx";
-import { Badge, Note, Table, Tile, Waiting } from "./parts.tsx";
+import { Badge, Note, Peer, Table, Tile, Waiting } from "./parts.tsx";
 import { range, type Route } from "./route.ts";
 import { strings } from "./strings.ts";
 import { distribution, labelled, METRICS, single, summarize, total, type Summary } from "./summary.ts";
@@ -21,7 +21,7 @@ interface Connections {
 
 export function ContainerPage({ path, query }: Route) {
   const id = path[1] ?? "";
-  const { since, step } = range(query);
+  const { since, step, count, length } = range(query);
   const cgroup = `cgroup=${encodeURIComponent(id)}`;
   const metrics = [...METRICS, "tcptide_connect_duration_seconds"].join(",");
   const { data, refused } = usePoll<History>(`api/v1/history?since=${since}&step=${step}&metrics=${metrics}&${cgroup}`, STEP_MS);
@@ -37,7 +37,7 @@ export function ContainerPage({ path, query }: Route) {
     <>
       <h1 dir="auto" class="name">{known?.name ?? id}</h1>
       {known && <Facts container={known} />}
-      {past ? <Counted past={past} data={data} /> : <Note>{text.gone}</Note>}
+      {past ? <Counted past={past} data={data} count={count} length={length} /> : <Note>{text.gone}</Note>}
       <section>
         <h2>{text.listeners}</h2>
         {listeners.data ? <Listeners all={listeners.data.listeners} /> : <Waiting refused={listeners.refused} />}
@@ -65,17 +65,22 @@ function Facts({ container }: { container: Container }) {
   return <dl class="facts">{known.map(([name, value]) => <div key={name}><dt>{name}</dt><dd dir="auto">{value}</dd></div>)}</dl>;
 }
 
-function Counted({ past, data }: { past: Past; data: History }) {
+/** A container over time, in `count` steps of so many seconds. */
+function Counted({ past, data, count, length }: { past: Past; data: History; count: number; length: number }) {
   const last = data.steps.length - 1;
   const summary = summarize(past, last);
+  // What was before the agent remembers anything is shown as nothing, so that a minute is always as wide.
+  const missing = Math.max(count - data.steps.length, 0);
   const times = data.steps.map((step) => Date.parse(step.began) / 1000);
-  const steps: (Metrics | undefined)[] = Array(data.steps.length).fill(undefined);
-  for (const { step, metrics } of past.steps) steps[step] = metrics;
-  const seconds = data.steps.map((step) => step.seconds);
+  const first = times[0] ?? 0;
+  times.unshift(...Array.from({ length: missing }, (_, at) => first - (missing - at) * length));
+  const steps: (Metrics | undefined)[] = Array(times.length).fill(undefined);
+  for (const { step, metrics } of past.steps) steps[missing + step] = metrics;
+  const seconds: (number | undefined)[] = [...Array(missing).fill(undefined), ...data.steps.map((step) => step.seconds)];
   return (
     <>
       <p class="verdict"><Badge level={summary.level} /> <Why summary={summary} /></p>
-      <Numbers summary={summary} seconds={seconds.reduce((sum, n) => sum + n, 0)} />
+      <Numbers summary={summary} seconds={data.steps.reduce((sum, step) => sum + step.seconds, 0)} />
       <div class="charts">
         <Heatmap times={times} steps={steps.map((step) => step && distribution(step, "tcptide_rtt_seconds"))} />
         <Charts times={times} steps={steps} seconds={seconds} summary={summary} />
@@ -104,11 +109,12 @@ function Numbers({ summary, seconds }: { summary: Summary; seconds: number }) {
 function Charts({ times, steps, seconds, summary }: {
   times: number[];
   steps: (Metrics | undefined)[];
-  seconds: number[];
+  /** `undefined`: nothing is known of that time. */
+  seconds: (number | undefined)[];
   summary: Summary;
 }) {
   const text = strings.container;
-  const perSecond = (of: (metrics: Metrics) => number) => steps.map((step, at) => (step ? of(step) : 0) / Math.max(seconds[at] ?? 1, 0.001));
+  const perSecond = (of: (metrics: Metrics) => number) => steps.map((step, at) => (seconds[at] === undefined ? null : (step ? of(step) : 0) / Math.max(seconds[at], 0.001)));
   const quantiles = (metric: string): Series[] => [["p50", 0.5], ["p99", 0.99]].map(([label, q], at) => ({
     label: text[label as "p50" | "p99"],
     colour: at + 1,
@@ -179,7 +185,7 @@ function Live({ answer }: { answer: Connections }) {
         {answer.connections.map((one) => (
           <tr key={one.cookie} data-cookie={one.cookie}>
             <th scope="row">{format.endpoint(one.local)}</th>
-            <td><span dir="auto">{one.peer.container?.name ?? one.peer.name ?? ""}</span> {format.endpoint(one.peer)}</td>
+            <td><Peer peer={one.peer} /></td>
             <td>{one.state ?? strings.none}</td>
             <td>{process(one)}</td>
             <td class="number">{format.micros(one.rtt?.srtt_us)}</td>

@@ -3,7 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { setReachable, type Connection } from "./api.ts";
 import * as format from "./format.ts";
-import { ContainerLink, Note, Table } from "./parts.tsx";
+import { ContainerLink, Note, Peer, Table } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { strings } from "./strings.ts";
 
@@ -97,9 +97,9 @@ export function Events({ query }: Route) {
             <tr key={one.at}>
               <td class="fixed">{one.time && format.clock(new Date(one.time), true)}</td>
               <td><span class={`event ${one.event}`}>{text.kind[one.event ?? ""] ?? one.event}</span></td>
-              <th scope="row"><ContainerLink container={one.container} query={query} /></th>
+              <th scope="row"><ContainerLink container={one.container} query={query} isClipped /></th>
               <td class="fixed">{format.endpoint(one.local)}</td>
-              <td class="fixed"><span dir="auto">{one.peer.container?.name ?? one.peer.name ?? ""}</span> {format.endpoint(one.peer)}</td>
+              <td class="fixed"><Peer peer={one.peer} /></td>
               <td class="number">{format.micros(one.event === "close" ? one.duration_us : one.connect_us)}</td>
               <td class="number">{one.event === "close" ? format.bytes((one.sent_bytes ?? 0) + (one.received_bytes ?? 0)) : strings.none}</td>
               <td>{one.close?.reason ? format.word(one.close.reason) : strings.none}</td>

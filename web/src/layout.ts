@@ -86,8 +86,8 @@ function place({ points, lines }: Graph) {
     .force("link", forceLink<Point, { source: string; target: string }>(links).id((node) => node.id).distance(90))
     .force("charge", forceManyBody().strength(-320).distanceMax(600))
     .force("collide", forceCollide(34))
-    .force("x", forceX(0).strength(0.06))
-    .force("y", forceY(0).strength(0.1))
+    .force("x", forceX(0).strength(0.045))
+    .force("y", forceY(0).strength(0.13))
     .stop();
   simulation.tick(TICKS);
 }
@@ -100,6 +100,22 @@ export function neighbours({ lines }: Graph, focus: string): Set<string> {
     if (to === focus) found.add(from);
   }
   return found;
+}
+
+type Box = [left: number, top: number, right: number, bottom: number];
+
+/** The names that have room, of those that talk to most first; none lies on another one, or on a point. */
+export function roomFor(points: Point[], radius: (point: Point) => number, label: (point: Point) => { width: number; height: number; below: number }): Set<Point> {
+  const boxes = points.map((point): Box => [point.x - radius(point), point.y - radius(point), point.x + radius(point), point.y + radius(point)]);
+  const named = new Set<Point>();
+  for (const point of [...points].sort((a, b) => b.degree - a.degree)) {
+    const { width, height, below } = label(point);
+    const box: Box = [point.x - width / 2, point.y + below, point.x + width / 2, point.y + below + height];
+    if (boxes.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
+    boxes.push(box);
+    named.add(point);
+  }
+  return named;
 }
 
 /** How wide a line is: by the logarithm of its rate. */

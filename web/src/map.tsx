@@ -4,14 +4,16 @@ import { useMemo, useRef, useState } from "preact/hooks";
 import { STEP_MS, usePoll, type Edge } from "./api.ts";
 import { EdgeTable } from "./edges.tsx";
 import * as format from "./format.ts";
-import { graph, neighbours, width, type Graph, type Line, type Point } from "./layout.ts";
+import { graph, neighbours, roomFor, width, type Graph, type Line, type Point } from "./layout.ts";
 import { Note, Waiting } from "./parts.tsx";
 import { href, range, type Route } from "./route.ts";
 import { strings } from "./strings.ts";
 
 const MOST_EDGES = 1000;
-/** So many names are readable. */
-const MOST_NAMES = 60;
+/** What is seen at least, of the plane that they are placed on. */
+const LEAST = { width: 800, height: 400 };
+/** Screens are wider than high. */
+const STRETCH = 1.6;
 const MOST_LETTERS = 26;
 const RADIUS = 9;
 
@@ -23,7 +25,8 @@ export function MapPage({ query }: Route) {
     if (!data) return undefined;
     const made = graph(data.edges, places.current);
     places.current = made.points;
-    return made;
+    const points = [...made.points.values()].map((point): [string, Point] => [point.id, { ...point, x: point.x * STRETCH }]);
+    return { lines: made.lines, points: new Map(points) };
   }, [data]);
   const [wanted, want] = useState("");
   const text = strings.map;
@@ -67,16 +70,20 @@ function Picture({ graph, focus, wanted, query }: { graph: Graph; focus?: string
   const isFound = (point: Point) => wanted !== "" && point.name.toLowerCase().includes(wanted);
   const isSeen = (point: Point) => (near ? near.has(point.id) : wanted === "" || isFound(point));
   const seen = all.filter((point) => !near || near.has(point.id));
-  // Where there is no room for all, the names of those that most talk to.
-  const named = new Set([...seen].sort((a, b) => b.degree - a.degree).slice(0, MOST_NAMES));
   const xs = seen.map((point) => point.x);
   const ys = seen.map((point) => point.y);
   const [left, top] = [Math.min(...xs) - 110, Math.min(...ys) - 50];
-  const size = [Math.max(Math.max(...xs) + 110 - left, 420), Math.max(Math.max(...ys) + 50 - top, 240)];
+  const [right, bottom] = [Math.max(...xs) + 110, Math.max(...ys) + 60];
+  // Few are not drawn larger than they are, and stay in the middle.
+  const size = { width: Math.max(right - left, LEAST.width), height: Math.max(bottom - top, LEAST.height) };
+  const corner = [(left + right - size.width) / 2, (top + bottom - size.height) / 2];
+  // Names are as large in a large map as in a small one.
+  const scale = Math.max(size.width / LEAST.width, size.height / LEAST.height);
+  const named = roomFor(seen, radius, (point) => ({ width: short(point.name).length * 7 * scale, height: 15 * scale, below: below(point) }));
   const lines = graph.lines.filter(({ from, to }) => !near || (near.has(from) && near.has(to) && (from === focus || to === focus)));
   return (
     <div class="map">
-      <svg viewBox={`${left} ${top} ${size[0]} ${size[1]}`} role="group" aria-label={strings.map.label(seen.length, lines.length)}>
+      <svg viewBox={`${corner[0]} ${corner[1]} ${size.width} ${size.height}`} role="group" aria-label={strings.map.label(seen.length, lines.length)}>
         <defs>
           <marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="9" markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">
             <path d="M0 0L8 4L0 8z" fill="context-stroke" />
@@ -84,19 +91,27 @@ function Picture({ graph, focus, wanted, query }: { graph: Graph; focus?: string
         </defs>
         {lines.map((line) => <Drawn key={`${line.from} ${line.to}`} line={line} graph={graph} isFaint={wanted !== "" && !near} />)}
         {seen.map((point) => (
-          <a key={point.id} href={href(["map"], query, { focus: point.id })} aria-label={strings.map.node(spoken(point.name), point.degree)}
+          <a key={point.id} href={href(["map"], query, { focus: point.id })} aria-label={strings.map.node(point.name, point.degree)}
             class={`${point.cgroup === undefined ? "elsewhere" : "node"}${isSeen(point) ? "" : " faint"}${point.id === focus ? " focus" : ""}`}>
             <g transform={`translate(${point.x} ${point.y})`}>
-            <circle r={RADIUS + Math.min(point.degree, 12) / 2} />
-            {(named.has(point) || isFound(point)) && <text y={RADIUS + 19}>{short(point.name)}</text>}
+            <circle r={radius(point)} />
             <title>{point.name}</title>
             </g>
           </a>
         ))}
+        <g class="names" aria-hidden="true" font-size={13 * scale} stroke-width={4 * scale}>
+          {seen.filter((point) => named.has(point) || isFound(point)).map((point) => (
+            <text key={point.id} x={point.x} y={point.y + below(point) + 12 * scale} class={isSeen(point) ? undefined : "faint"}>{short(point.name)}</text>
+          ))}
+        </g>
       </svg>
     </div>
   );
 }
+
+const radius = (point: Point) => RADIUS + Math.min(point.degree, 12) / 2;
+/** Where a name begins. */
+const below = (point: Point) => radius(point) + 2;
 
 /** What tells paths apart is at their ends. */
 const short = (name: string) => {
@@ -104,9 +119,6 @@ const short = (name: string) => {
   if (letters.length <= MOST_LETTERS) return name;
   return name.startsWith("/") ? `…${letters.slice(1 - MOST_LETTERS).join("")}` : `${letters.slice(0, MOST_LETTERS - 1).join("")}…`;
 };
-
-/** What is seen is said, too, so that who speaks to the page is understood. */
-const spoken = (name: string) => (short(name) === name ? name : `${short(name)} (${name})`);
 
 function Drawn({ line, graph, isFaint }: { line: Line; graph: Graph; isFaint: boolean }) {
   const [from, to] = [graph.points.get(line.from), graph.points.get(line.to)];
@@ -119,7 +131,7 @@ function Drawn({ line, graph, isFaint }: { line: Line; graph: Graph; isFaint: bo
   // A little to the side, so that there is room for the way back.
   const [dx, dy] = [to.x - from.x, to.y - from.y];
   const length = Math.hypot(dx, dy) || 1;
-  const end = (length - RADIUS - Math.min(to.degree, 12) / 2 - 4) / length;
+  const end = (length - radius(to) - 4) / length;
   const [mx, my] = [from.x + dx / 2 - (dy / length) * 12, from.y + dy / 2 + (dx / length) * 12];
   return (
     <path {...look} d={`M${from.x} ${from.y}Q${mx} ${my} ${from.x + dx * end} ${from.y + dy * end}`} marker-end="url(#arrow)">

@@ -1,7 +1,8 @@
 // What several pages have.
 
 import type { ComponentChildren } from "preact";
-import type { Container } from "./api.ts";
+import type { Container, End } from "./api.ts";
+import { endpoint } from "./format.ts";
 import { href } from "./route.ts";
 import { strings } from "./strings.ts";
 import type { Level } from "./summary.ts";
@@ -13,9 +14,18 @@ export function Badge({ level }: { level: Level }) {
   return <span class={`badge ${level}`}><span aria-hidden="true">{SIGNS[level]}</span> {strings.severity[level]}</span>;
 }
 
-export function ContainerLink({ container, query }: { container: Container; query: URLSearchParams }) {
-  return <a class="name" dir="auto" href={href(["container", String(container.cgroup_id)], query)}>{container.name}</a>;
+export function ContainerLink({ container, query, isClipped }: { container: Container; query: URLSearchParams; isClipped?: boolean }) {
+  return <a class={isClipped ? "name clip" : "name"} dir="auto" title={isClipped ? container.name : undefined} href={href(["container", String(container.cgroup_id)], query)}>{container.name}</a>;
 }
+
+/** A name that may be long, in one line. */
+export const Clipped = ({ name }: { name: string }) => <span class="clip" dir="auto" title={name}>{name}</span>;
+
+/** The far end of a connection. */
+export const Peer = ({ peer }: { peer: End }) => {
+  const name = peer.container?.name ?? peer.name;
+  return <>{name !== undefined && <><Clipped name={name} /> </>}{endpoint(peer)}</>;
+};
 
 export function Tile({ label, value, id }: { label: string; value: ComponentChildren; id?: string }) {
   return <div class="tile"><dt>{label}</dt><dd data-id={id}>{value}</dd></div>;

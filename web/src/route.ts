@@ -42,11 +42,13 @@ export function useRoute(): Route {
   return route;
 }
 
-const STEPS: Record<string, string> = { "5m": "5s", "15m": "15s", "1h": "1m" };
+/** So many steps of so many seconds. */
+const STEPS: Record<string, [number, number]> = { "5m": [60, 5], "15m": [60, 15], "1h": [60, 60] };
 
 /** The time that is looked at, and the steps in which it is shown. */
-export function range(query: URLSearchParams): { since: string; step: string; words: string } {
+export function range(query: URLSearchParams): { since: string; step: string; count: number; length: number; words: string } {
   const asked = query.get("range") ?? "";
   const since = asked in STEPS ? asked : "5m";
-  return { since, step: STEPS[since] ?? "5s", words: strings.ranges[since] ?? since };
+  const [count, length] = STEPS[since] ?? [60, 5];
+  return { since, step: `${length}s`, count, length, words: strings.ranges[since] ?? since };
 }

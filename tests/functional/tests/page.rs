@@ -92,7 +92,7 @@ fn a_browser_shows_what_the_workloads_counted() {
     let mut running = Some(agent(None, &api));
     let address = running.as_ref().unwrap().address();
     let slow =
-        ["ping-pong", "--to", "127.0.0.1:9601", "--count", "100000", "--interval", "20", "--seconds", "300"];
+        ["pingpong", "--to", "127.0.0.1:9601", "--count", "100000", "--interval", "20", "--seconds", "300"];
     let talking = Running::inside(&server, &shop.netns, &slow).unwrap();
     let counted = shop.churn(&shop.odd, "127.0.0.1:9601", SHORT);
     assert_eq!(counted.opened, SHORT, "{counted:?}");

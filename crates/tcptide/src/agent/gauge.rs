@@ -246,6 +246,9 @@ fn gone() -> String {
     "the gauge's thread has ended".to_owned()
 }
 
+/// What cgroups have counted.
+type ByCgroup = Vec<(u64, Box<Totals>)>;
+
 /// What is shown at most.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -483,7 +486,7 @@ impl Worker {
     }
 
     /// What each cgroup has counted up to now, as of a walk.
-    fn count(&mut self) -> anyhow::Result<(Walk, Vec<(u64, Box<Totals>)>)> {
+    fn count(&mut self) -> anyhow::Result<(Walk, ByCgroup)> {
         let walk = self.walk()?;
         // What closed before the walk came by, and whose it is.
         take_cgroup_events(&mut self.monitor, &self.directory)?;

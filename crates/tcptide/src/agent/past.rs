@@ -321,7 +321,9 @@ impl<'a> Sum<'a> {
         let mut sum = 0;
         let steps = self.steps.iter().map(|(step, packed)| {
             let mut together = Packed::default();
-            packed.iter().for_each(|packed| together.add(packed));
+            for packed in packed {
+                together.add(packed);
+            }
             let metrics = together.metrics(&all);
             let of = |name: &&str| if let Some(Reading::One(n)) = metrics.get(name) { *n } else { 0 };
             sum += SEGMENTS.iter().map(of).sum::<u64>();
