@@ -3,7 +3,8 @@
 
 # How to tell that something is there, then its package for apt, dnf, pacman, apk and zypper. From autoreconf on:
 # for libelf, which is built from source and linked in, as few distributions have a static one that links; protoc is for
-# the messages of CRI, made from their definition.
+# the messages of CRI, made from their definition; Node.js and npm for
+# the web page, which --no-default-features leaves out.
 build_needs() {
     cat <<'EOF'
 program clang       clang       clang                  clang       clang         clang
@@ -20,6 +21,8 @@ program flex        flex        flex                   flex        flex         
 program bison       bison       bison                  bison       bison         bison
 program gawk        gawk        gawk                   gawk        gawk          gawk
 program protoc      protobuf-compiler protobuf-compiler protobuf   protoc        protobuf-devel
+program node        nodejs      nodejs                 nodejs      nodejs        nodejs
+program npm         npm         nodejs-npm             npm         npm           npm
 EOF
 }
 
@@ -51,6 +54,7 @@ file /usr/lib/cni/bridge containernetworking-plugins containernetworking-plugins
 static  busybox     busybox-static  busybox                       busybox   busybox-static   busybox-static
 program nginx       nginx-light     nginx                         nginx     nginx            nginx
 program prometheus  prometheus      prometheus                    prometheus prometheus      golang-github-prometheus-prometheus
+program chromium    chromium        chromium                      chromium  chromium         chromium
 program promtool    prometheus      prometheus                    prometheus prometheus      golang-github-prometheus-prometheus
 EOF
 }
@@ -136,6 +140,13 @@ python_tools() {
         "$1/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5
     fi
     PATH=$PATH:$(realpath "$1")/bin
+}
+
+# What the web page is built and tested with, in web/node_modules.
+web_tools() {
+    [[ web/node_modules/playwright-core -nt web/package-lock.json ]] && return
+    (cd web && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+    touch web/node_modules/playwright-core
 }
 
 # Runs a command (as root) during which no package starts a service: the tests start their own.

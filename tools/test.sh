@@ -38,6 +38,7 @@ prepare() {
     build_needs | install_missing
     need_rust
     need_lints
+    web_tools
 }
 
 check() {
@@ -45,6 +46,8 @@ check() {
     step "lints" cargo clippy "${built_as[@]}" --locked --workspace --all-targets -- -D warnings
     step "API documentation" env RUSTDOCFLAGS="-D warnings" cargo doc "${built_as[@]}" --locked --workspace --no-deps
     step "dependencies" tools/deny.sh
+    step "types of the web page" npm --prefix web run --silent check
+    step "unit tests of the web page" npm --prefix web run --silent test
     step "unit tests" cargo test "${built_as[@]}" --locked --no-fail-fast --workspace --lib --bins --test dashboards
 }
 

@@ -584,9 +584,9 @@ pub(crate) struct AgentArgs {
     /// With --edges, take names from the DNS answers that containers get: a program looks at each packet of this host
     #[arg(long, requires = "edges")]
     pub(crate) dns: bool,
-    /// With --edges, how long to remember who talked to whom, for `tcptide map --since`
-    #[arg(long, value_name = "TIME", default_value = "1h", requires = "edges", allow_hyphen_values = true,
-          value_parser = duration)]
+    /// How long to remember what each container counted every 5 s, for the web page, and with --edges who talked to whom, for
+    /// `tcptide map --since`; 0 for no history of containers, which saves a look at all sockets every 5 s
+    #[arg(long, value_name = "TIME", default_value = "1h", allow_hyphen_values = true, value_parser = duration_or_none)]
     pub(crate) history: Duration,
     /// Most network namespaces to read the kernel's own counters of
     #[arg(long = "metrics.max-namespaces", value_name = "NUMBER", default_value_t = 1024,
@@ -696,6 +696,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err(format!("must be more than nothing: {expected}")),
     }
+}
+
+/// A time, or none.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 /// One in which there is something to compare.

@@ -13,6 +13,7 @@
 //! | [`workload`] | TCP clients and a server that count every connection and byte |
 //! | [`dns`] | a DNS server, and lookups of it |
 //! | [`runtime`] | Docker, Podman and containerd, and a small image to run |
+//! | [`docker_api`] | Docker's API without Docker, for names that no Docker would give |
 //! | [`nginx`], [`prometheus`] | a real server, and a real reader of metrics |
 //! | [`tcptide`] | the binary under test |
 //! | [`connections`] | the connections that it tells of |
@@ -33,6 +34,7 @@ use rustix::fs::{FlockOperation, flock};
 pub mod cgroup;
 pub mod connections;
 pub mod dns;
+pub mod docker_api;
 pub mod forwarder;
 pub mod http;
 pub mod netns;

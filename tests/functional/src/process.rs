@@ -334,6 +334,11 @@ impl Reading {
         self.child.id()
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Lines of stdout.
     pub fn stdout(&self) -> &Lines {
         &self.stdout

@@ -128,8 +128,15 @@ impl Tcptide {
 
     /// Starts the agent on a free port of loopback and waits until it is ready.
     pub fn agent<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Agent> {
-        let port = free_port()?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        self.agent_at(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)), args)
+    }
+
+    /// As [`agent`](Self::agent), where another one has served before.
+    pub fn agent_at<S: AsRef<OsStr>>(
+        &self,
+        address: SocketAddr,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<Agent> {
         let mut command = self.command(["agent", "--web.listen-address", &address.to_string()]);
         command.args(owned(args));
         let streaming = Streaming::start(&mut command)?;

@@ -2,14 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
 use functional::cgroup::Cgroup;
+use functional::docker_api::{Api, container};
 use functional::netns::Netns;
 use functional::process::wait_until;
 use functional::prometheus::{Prometheus, check_metrics};
@@ -17,7 +13,6 @@ use functional::samples::Scrape;
 use functional::tcptide::{Agent, Tcptide};
 use functional::workload::{self, Client, Held, Running};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -25,72 +20,9 @@ fn agent(args: &[&str]) -> Agent {
     Tcptide::find().unwrap().agent(args).unwrap()
 }
 
-/// What no runtime has made, and its path says Docker has.
-fn container() -> (String, Cgroup) {
-    let id = format!("{:064x}", u128::from(std::process::id()) << 64);
-    let cgroup = Cgroup::new(format!("docker/{id}")).unwrap();
-    (id, cgroup)
-}
-
-/// A runtime's API that tells of one container.
-struct Api {
-    folder: TempDir,
-}
-
-impl Api {
-    fn telling_of(container: &serde_json::Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
-        let list = json!([container]).to_string();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let list = list.clone();
-                thread::spawn(move || answer(&stream, &list));
-            }
-        });
-        Self { folder }
-    }
-
-    /// One that takes everybody's word and never says any.
-    fn silent() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
-        thread::spawn(move || {
-            let mut asking = Vec::new();
-            for stream in listener.incoming() {
-                asking.push(stream);
-            }
-        });
-        Self { folder }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("docker.sock")
-    }
-}
-
-fn answer(mut stream: &UnixStream, list: &str) -> Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    while let Some(request) = lines.next().transpose()? {
-        while lines.next().transpose()?.is_some_and(|header| !header.is_empty()) {}
-        let body = if request.contains("/version") {
-            r#"{"Version":"20.10","ApiVersion":"1.41","Components":[]}"#
-        } else if request.contains("/containers/json") {
-            list
-        } else {
-            // Events: none, ever.
-            write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-            continue;
-        };
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json";
-        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
-    }
-    Ok(())
-}
-
 #[test]
 fn no_name_breaks_the_text() {
-    let (id, cgroup) = container();
+    let (id, cgroup) = container(0).unwrap();
     let name = format!("we\"b\n\\n\u{1b}[31m\u{7f}{{}}=,#|<b>'`🦀\u{202e}{}", "n".repeat(200));
     let name = name.as_str();
     let image = "i\"m\\a\nge ".repeat(400);
@@ -98,7 +30,7 @@ fn no_name_breaks_the_text() {
     // More than 4 KiB of a label are not kept.
     let labels = json!({ "io.kubernetes.pod.name": format!("{pod}more"), "io.kubernetes.pod.namespace": "a\u{0}b\rc" });
     let container = json!({ "Id": id, "Names": [format!("/{name}")], "Image": image, "Labels": labels, "State": "running" });
-    let api = Api::telling_of(&container);
+    let api = Api::telling_of(&json!([container])).unwrap();
     let netns = Netns::new("names").unwrap();
     let serve = workload::command(["serve", "--listen", "127.0.0.1:0"]).unwrap();
     let server = Running::start(&mut netns.wrap(&cgroup.wrap(&serve))).unwrap();
@@ -178,7 +110,7 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn a_runtime_that_never_answers_costs_names_and_nothing_else() {
-    let (id, cgroup) = container();
+    let (id, cgroup) = container(0).unwrap();
     let netns = Netns::new("silent").unwrap();
     let server = Cgroup::unique("silent-server").unwrap();
     let run = |cgroup: &Cgroup, args: &[&str]| {
@@ -186,7 +118,7 @@ fn a_runtime_that_never_answers_costs_names_and_nothing_else() {
     };
     let serving = run(&server, &["serve", "--listen", "127.0.0.1:90"]);
     serving.listening().unwrap();
-    let api = Api::silent();
+    let api = Api::silent().unwrap();
     let agent = agent(&["--runtime-socket", &api.socket().to_string_lossy(), "--metrics.grace", "1m"]);
     let churn = |count: &str| {
         let churn = "churn --to 127.0.0.1:90 --rate 5000 --seconds 30 --threads 2 --count";

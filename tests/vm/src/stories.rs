@@ -43,6 +43,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("machines", "*", "no LXC and no systemd-nspawn in a guest"),
     ("runtimes", "no_name_breaks_the_text", NO_PROMETHEUS),
     ("mixin", "*", NO_PROMETHEUS),
+    ("page", "*", "no browser in a guest"),
     ("reliability", "*", "takes minutes: `make reliability`"),
     (
         "runtimes",

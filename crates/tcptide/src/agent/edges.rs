@@ -27,7 +27,7 @@ use model::{
 use super::{
     budget::{Budget, Candidate, Claim, for_newcomers},
     family::LabelSet,
-    history::{Added, History},
+    history::{self, History},
     series::{Labels, OTHER, labels},
 };
 use crate::{
@@ -39,13 +39,14 @@ use crate::{
 /// In how many walks a connection may be missing before it is taken for ended: one that opened meanwhile is in none.
 const MISSED_WALKS: u32 = 2;
 
-/// How long a step of the history takes.
-const STEP: Duration = Duration::from_secs(5);
-/// It takes so many times as long as what is done for it, if that is more.
-const MOST_OFTEN: u32 = 100;
+/// How much is remembered at most: edges of steps, some 100 bytes each.
+const MOST_REMEMBERED: usize = 262_144;
 
 /// Clients on other hosts that have no name: their addresses are too many to be labels.
 const ELSEWHERE: &str = "~elsewhere";
+
+/// What an edge counted within a step of the history.
+type Added = history::Added<Ends, EdgeCounts>;
 
 /// Whom to ask for names: the near end's container, the far end's address and port, when the connection opened (ns).
 pub(crate) type NameOf<'a> = &'a dyn Fn(&Container, (IpAddr, u16), u64) -> Option<Called>;
@@ -124,12 +125,6 @@ impl Ends {
     fn nodes(&self) -> (Node, Node) {
         let (near, far) = (Node::Container(Arc::clone(&self.near)), self.far.clone());
         if self.is_client() { (near, far) } else { (far, near) }
-    }
-
-    #[cfg(test)]
-    pub(super) fn of_nobody() -> Arc<Self> {
-        let near = Arc::new(Container::unknown(0));
-        Arc::new(Self { far: Node::Container(Arc::clone(&near)), near, port: None, direction: None })
     }
 }
 
@@ -276,9 +271,7 @@ pub(crate) struct Edges {
     folded_ids: BTreeSet<u64>,
     folded: FoldedEdges,
     walk: u32,
-    history: History,
-    /// How long a step of the history takes at least.
-    step: Duration,
+    history: History<Ends, EdgeCounts>,
 }
 
 /// Series of one edge.
@@ -304,8 +297,7 @@ impl Edges {
             folded_ids: BTreeSet::new(),
             folded: FoldedEdges::default(),
             walk: 0,
-            history: History::new(keep, Instant::now()),
-            step: STEP,
+            history: History::new(keep, MOST_REMEMBERED, Instant::now()),
         }
     }
 
@@ -463,7 +455,7 @@ impl Edges {
 
     /// Whether it is time to walk for [`Edges::remember`].
     pub(crate) fn is_step_due(&self, now: Instant) -> bool {
-        self.history.age(now) >= self.step
+        self.history.is_due(now)
     }
 
     /// Ends a step of the history after a walk, all of which took so long.
@@ -475,8 +467,7 @@ impl Edges {
                 edge.remembered = counts;
             }
         }
-        self.history.push(now, added);
-        self.step = STEP.max(took * MOST_OFTEN);
+        self.history.push(now, took, added);
     }
 
     /// What edges have counted since the last step ended.
@@ -485,7 +476,7 @@ impl Edges {
         edges
             .filter_map(|(edge, counts)| {
                 let counts = counts.since(&edge.remembered);
-                let added = Added { edge: edge.id, ends: Arc::clone(&edge.ends), counts };
+                let added = Added { of: edge.id, who: Arc::clone(&edge.ends), counts };
                 (counts != EdgeCounts::default()).then_some(added)
             })
             .collect()
@@ -512,8 +503,7 @@ impl Edges {
             let time = now.checked_sub(since).unwrap_or(now);
             let (began, added) = self.history.since(time, &self.added(&counts));
             for one in added {
-                let entry =
-                    edges.entry(one.edge).or_insert_with(|| (one.ends, one.counts, EdgeNow::default()));
+                let entry = edges.entry(one.of).or_insert_with(|| (one.who, one.counts, EdgeNow::default()));
                 entry.1 = one.counts;
             }
             now.saturating_duration_since(began)

@@ -29,6 +29,7 @@ use super::{
     exposition::{self, Exposition, InfoLabels, OfEdges, OfNamespaces, Rest, Scrapes, Shape},
     family::Buckets,
     namespaces::Namespaces,
+    past::{Past, Step},
     process::Usage,
     reconciliation::Reconciliation,
     reload::{LastReload, Live},
@@ -177,6 +178,7 @@ struct Start {
     series: Series,
     namespaces: Namespaces,
     edges: Option<Edges>,
+    past: Option<Past>,
     limits: Limits,
     traffic: Arc<Traffic>,
 }
@@ -225,6 +227,7 @@ impl Start {
             no_cgroup_path: is_dropped(DroppedLabel::CgroupPath),
         };
         let edges = args.edges.then(|| Edges::new(args.max_edges as usize, left_out, args.history));
+        let past = (!args.history.is_zero()).then(|| Past::new(args.history));
         let Live { grace, max_series, selection } = args.into();
         let series = Series::new(grace, selection);
         let buckets = Buckets {
@@ -234,13 +237,32 @@ impl Start {
         };
         let limits = Limits { series: max_series, buckets, info };
         let namespaces = Namespaces::new(args.max_namespaces as usize);
-        Ok(Self { options, own_events, interval, directory, series, namespaces, edges, limits, traffic })
+        Ok(Self {
+            options,
+            own_events,
+            interval,
+            directory,
+            series,
+            namespaces,
+            edges,
+            past,
+            limits,
+            traffic,
+        })
     }
+}
+
+/// Whose a cgroup is, of those that have totals.
+fn owner_of(directory: &Directory, id: u64) -> Arc<Container> {
+    if id == CGROUP_OTHER { other() } else { directory.resolve(id) }
 }
 
 fn gone() -> String {
     "the gauge's thread has ended".to_owned()
 }
+
+/// What cgroups have counted.
+type ByCgroup = Vec<(u64, Box<Totals>)>;
 
 /// What is shown at most.
 #[derive(Clone, Copy)]
@@ -258,6 +280,7 @@ pub(crate) struct Worker {
     strays: Accounts,
     reconciliation: Option<Reconciliation>,
     pub(super) edges: Option<Edges>,
+    past: Option<Past>,
     exemplars: Exemplars,
     pub(super) names: Names,
     pub(super) tails: Tails,
@@ -274,8 +297,18 @@ pub(crate) struct Worker {
 
 impl Worker {
     fn start(start: Start) -> anyhow::Result<Self> {
-        let Start { options, own_events, interval, directory, series, namespaces, edges, limits, traffic } =
-            start;
+        let Start {
+            options,
+            own_events,
+            interval,
+            directory,
+            series,
+            namespaces,
+            edges,
+            past,
+            limits,
+            traffic,
+        } = start;
         let mut monitor = Monitor::start(&options)?;
         monitor.send_events(own_events);
         privileges::keep(privileges::set(privileges::OF_PROGRAMS))?;
@@ -292,6 +325,7 @@ impl Worker {
             strays,
             reconciliation,
             edges,
+            past,
             exemplars: Exemplars::default(),
             names,
             tails: Tails::default(),
@@ -367,8 +401,33 @@ impl Worker {
         }
     }
 
-    /// Ends a step of the edges' history, if it is time.
+    /// Ends a step of the histories, if it is time.
     fn remember(&mut self) -> anyhow::Result<()> {
+        self.remember_edges()?;
+        let began = Instant::now();
+        if self.past.as_ref().is_none_or(|past| !past.is_due(began)) {
+            return Ok(());
+        }
+        let (walk, all) = self.count()?;
+        let shown = self.measured(&[]);
+        let directory = &self.directory;
+        if let Some(past) = &mut self.past {
+            past.remember(began, walk.number, all, &shown, |id| owner_of(directory, id));
+        }
+        Ok(())
+    }
+
+    /// What containers counted since a time, in steps, and when the last one ended. `None`: nobody remembers that.
+    pub(super) fn past(&self, time: Instant, filter: &Filter) -> Option<(Vec<Step>, Instant)> {
+        // A name may have come later than what was counted; of what is gone, it is as it was.
+        let now = |then: &Arc<Container>| {
+            let id = then.cgroup_id;
+            if self.directory.is_live(id) { self.directory.resolve(id) } else { Arc::clone(then) }
+        };
+        Some(self.past.as_ref()?.since(time, |container| filter.matches(&container.subject()), now))
+    }
+
+    fn remember_edges(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         if self.edges.as_ref().is_none_or(|edges| !edges.is_step_due(began)) {
             return Ok(());
@@ -441,22 +500,26 @@ impl Worker {
         Ok(())
     }
 
-    /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
-    pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
+    /// What each cgroup has counted up to now, as of a walk.
+    fn count(&mut self) -> anyhow::Result<(Walk, ByCgroup)> {
         let walk = self.walk()?;
+        // What closed before the walk came by, and whose it is.
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.take_events()?;
         let strays = self.monitor.strays()?;
         let mut all = self.monitor.totals()?;
         self.give(&strays)?;
         self.strays.add_to(&mut all);
-        let mut shown = exposition::measured(&self.monitor.programs());
-        if !metrics.is_empty() {
-            shown.iter_mut().enumerate().for_each(|(at, shown)| *shown &= metrics.contains(&at));
-        }
+        Ok((walk, all))
+    }
+
+    /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
+    pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
+        let (walk, all) = self.count()?;
+        let shown = self.measured(metrics);
         let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
         for (id, totals) in &all {
-            let container = if *id == CGROUP_OTHER { other() } else { self.directory.resolve(*id) };
+            let container = owner_of(&self.directory, *id);
             let subject = Subject { cgroup_id: Some(*id), ..container.subject() };
             if !filter.matches(&subject) || **totals == Totals::default() {
                 continue;
@@ -485,6 +548,15 @@ impl Worker {
             seconds: self.began.elapsed().as_secs_f64(),
             containers: containers.into_iter().map(|(_, counted)| counted).collect(),
         })
+    }
+
+    /// Which metrics are measured, of these, unless none is named.
+    pub(super) fn measured(&self, metrics: &[usize]) -> Vec<bool> {
+        let mut shown = exposition::measured(&self.monitor.programs());
+        if !metrics.is_empty() {
+            shown.iter_mut().enumerate().for_each(|(at, shown)| *shown &= metrics.contains(&at));
+        }
+        shown
     }
 
     fn scrape(&mut self) -> anyhow::Result<Exposition> {

@@ -1,4 +1,4 @@
-//! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`.
+//! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`, the API and the page.
 
 use std::{convert::Infallible, time::Instant};
 
@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderMap, HeaderName, StatusCode, header},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use futures_util::stream;
@@ -19,7 +19,7 @@ use tower_http::{
     },
 };
 
-use super::{api, family::Format, gauge::Gauge};
+use super::{api, family::Format, gauge::Gauge, page};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -27,9 +27,6 @@ const PROTOBUF: &str =
     "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 /// Shorter answers are not worth it.
 const LEAST_TO_COMPRESS: u16 = 1024;
-
-const INDEX: &str = "<!doctype html><title>tcptide</title><h1>tcptide</h1>\
-    <ul><li><a href=metrics>Metrics</a><li><a href=api/v1/openapi.json>API</a><li><a href=-/healthy>Health</a></ul>";
 
 /// What is answered where.
 pub(crate) fn router(gauge: Gauge) -> Router {
@@ -39,7 +36,7 @@ pub(crate) fn router(gauge: Gauge) -> Router {
         // What is told as it happens must not wait for more.
         .compress_when(SizeAbove::new(LEAST_TO_COMPRESS.into()).and(NotForContentType::SSE));
     Router::new()
-        .route("/", get(async || Html(INDEX)))
+        .merge(page::router())
         .route("/metrics", get(metrics))
         .route("/-/healthy", get(async || "tcptide is healthy\n"))
         // It serves only once everything is attached.

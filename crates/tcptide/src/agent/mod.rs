@@ -15,6 +15,8 @@ mod http;
 mod inside;
 mod ledger;
 mod namespaces;
+mod page;
+mod past;
 mod process;
 mod protobuf;
 mod reconciliation;

@@ -4,6 +4,7 @@ pub(crate) mod connections;
 pub(crate) mod containers;
 pub(crate) mod edges;
 pub(crate) mod health;
+pub(crate) mod history;
 pub(crate) mod listeners;
 pub(crate) mod programs;
 pub(crate) mod states;

@@ -68,6 +68,30 @@ impl Metrics {
         METRICS.iter().zip(&self.0).filter_map(|(metric, reading)| Some((metric, reading.as_ref()?)))
     }
 
+    /// As [`Self::iter`], with where each stands in [`METRICS`].
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, &Reading)> {
+        self.0.iter().enumerate().filter_map(|(at, reading)| Some((at, reading.as_ref()?)))
+    }
+
+    /// Those that `fill` makes of each of [`METRICS`] at zero.
+    pub(crate) fn with(fill: impl Fn(usize, &Reading) -> Option<Reading>) -> Self {
+        static ZEROS: LazyLock<Vec<Reading>> = LazyLock::new(|| {
+            let nothing = Record::default();
+            METRICS.iter().map(|metric| (metric.read)(&nothing, 0)).collect()
+        });
+        Self(ZEROS.iter().enumerate().map(|(at, zero)| fill(at, zero)).collect())
+    }
+
+    /// Without those that are not wanted.
+    pub(crate) fn only(mut self, is_wanted: impl Fn(usize, &Metric) -> bool) -> Self {
+        for (at, reading) in self.0.iter_mut().enumerate() {
+            if !is_wanted(at, &METRICS[at]) {
+                *reading = None;
+            }
+        }
+        self
+    }
+
     /// Adds those of another cgroup.
     pub(crate) fn add(&mut self, other: &Self) {
         for (mine, other) in self.0.iter_mut().zip(&other.0) {

@@ -1,6 +1,9 @@
 //! Each endpoint: its row in the table, and how it is answered.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -20,6 +23,7 @@ use super::{Refusal, json, openapi, query};
 use crate::{
     agent::{
         gauge::{Gauge, Worker},
+        past,
         tails::{Told, Wanted},
     },
     answer::{
@@ -27,6 +31,7 @@ use crate::{
         containers::{Containers, identified},
         edges::Edges,
         health::{Health, Lost},
+        history::History,
         listeners::Listeners,
         programs::{Program, Programs},
         states::{self, Rows, States},
@@ -84,6 +89,13 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         parameters: query::Totals::command,
         answer: Some(SchemaGenerator::subschema_for::<Totals>),
         route: || get(totals),
+    },
+    Endpoint {
+        path: "/history",
+        summary: "What containers counted, step by step, in the time that the agent remembers.",
+        parameters: query::History::command,
+        answer: Some(SchemaGenerator::subschema_for::<History>),
+        route: || get(history),
     },
     Endpoint {
         path: "/edges",
@@ -187,6 +199,22 @@ async fn totals(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result
     let filter = filter.filter();
     let totals = ask(&gauge, move |worker| worker.counted(&metrics, &filter)).await?;
     Ok(json(&totals))
+}
+
+async fn history(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let query::History { since, step, limit, metrics, filter } = query::parse(query.as_deref())?;
+    let filter = filter.filter();
+    let now = Instant::now();
+    let time = now.checked_sub(since).unwrap_or(now);
+    let told = ask(&gauge, move |worker| {
+        let shown = worker.measured(&metrics);
+        Ok(worker.past(time, &filter).map(|(steps, ended)| (steps, ended, shown)))
+    });
+    let Some((steps, ended, shown)) = told.await? else {
+        return Err(Refusal::wrong("this agent remembers nothing: it was started with --history 0"));
+    };
+    let step = step.unwrap_or(since / 120);
+    Ok(json(&past::told(&steps, ended, step, limit as usize, &shown)))
 }
 
 async fn edges(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

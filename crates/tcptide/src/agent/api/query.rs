@@ -72,6 +72,25 @@ pub(crate) struct Totals {
     pub(super) filter: OwnerFilterArgs,
 }
 
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub(crate) struct History {
+    /// What was counted in this time, such as 10m, up to now
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub(super) since: Duration,
+    /// Steps of so much time, such as 1m; without it, 120 of them at most, of 5 s at least
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) step: Option<Duration>,
+    /// So many containers at most, those that sent and received most
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
+    pub(super) limit: u32,
+    /// Only these, a list of their names; without it, all
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
+    pub(super) metrics: Vec<usize>,
+    #[command(flatten)]
+    pub(super) filter: OwnerFilterArgs,
+}
+
 /// A metric of a container, by its name.
 fn metric(name: &str) -> Result<usize, String> {
     Metrics::place(name).ok_or_else(|| {
