@@ -280,7 +280,8 @@ fn what_holds_connections_back_is_told_by_an_agent_as_by_the_programs() {
     // Nobody accepts the third one.
     let accepted = [listener.accept().unwrap(), listener.accept().unwrap()];
     full.set_nonblocking(true).unwrap();
-    while (&full).write(&[0; 65536]).is_ok() {}
+    let much = vec![0; 65536];
+    while (&full).write(&much).is_ok() {}
     let to = listener.local_addr().unwrap().port();
     let port = to.to_string();
     let args = ["explain", "-o", "json", "--duration", "3s", "--port", &port];
