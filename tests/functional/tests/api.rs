@@ -333,7 +333,7 @@ fn of_metrics(scrape: &Scrape) -> BTreeMap<(Owner, Series), f64> {
     let others = ["netns", "cgroup_path"];
     let owned = scrape.samples.iter().filter(|sample| {
         let has = |label: &&str| sample.labels.contains_key(*label);
-        OWN.iter().all(|label| has(&label)) && !others.iter().any(|label| has(&label))
+        OWN.iter().all(has) && !others.iter().any(has)
     });
     let key = |sample: &Sample| {
         let mut own: Vec<_> =
@@ -383,9 +383,10 @@ fn totals_are_what_the_metrics_tell_and_what_the_workloads_counted() {
     assert_eq!((worked.opened, worked.failures()), (40, 0));
     assert_eq!(churn(&web, &netns, "127.0.0.1:9602", "3").failures(), 3);
     let closed = |scrape: &Scrape| {
-        [&web, &app].map(|cgroup| scrape.sum("tcptide_closed_total", &[("container", name(cgroup))]).unwrap())
+        [&web, &app]
+            .map(|cgroup| scrape.sum("tcptide_closed_total", &[("container", name(cgroup))]).unwrap() as u64)
     };
-    wait_until("all to have ended", SOON, || Ok((closed(&agent.scrape()?) == [40.0; 2]).then_some(())))
+    wait_until("all to have ended", SOON, || Ok((closed(&agent.scrape()?) == [40; 2]).then_some(())))
         .unwrap();
 
     let before = of_metrics(&agent.scrape().unwrap());
@@ -425,7 +426,7 @@ fn totals_are_what_the_metrics_tell_and_what_the_workloads_counted() {
         let Some(later) = after.get(&(who.clone(), series.clone())).copied() else { continue };
         if mine.is_empty() {
             // It has counted nothing.
-            assert_eq!(*value, 0.0, "{who:?} {series:?}");
+            assert!(*value <= 0.0, "{who:?} {series:?}");
             continue;
         }
         assert!(!told.is_empty(), "{who:?} {series:?} is missing");
@@ -447,7 +448,7 @@ fn totals_are_what_the_metrics_tell_and_what_the_workloads_counted() {
         let is_it =
             |of: &str| of.strip_prefix(name.as_str()).is_some_and(|rest| ["", "_count"].contains(&rest));
         let is_there = before.keys().any(|(_, (of, ..))| is_it(of));
-        assert!(is_there || value.as_object().is_some_and(|values| values.is_empty()), "{name} is no metric");
+        assert!(is_there || value.as_object().is_some_and(serde_json::Map::is_empty), "{name} is no metric");
     }
     for cgroup in [&web, &app] {
         let count = quiet.get(&[name(cgroup).to_owned(), String::new(), String::new()]);

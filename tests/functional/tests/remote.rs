@@ -13,6 +13,7 @@ use std::time::Duration;
 use functional::cgroup::Cgroup;
 use functional::forwarder::{Forwarder, Impairment};
 use functional::netns::Netns;
+use functional::process::wait_until;
 use functional::tcptide::{Agent, Output, Streaming, Tcptide};
 use functional::workload::{Counts, Running};
 use serde_json::Value;
@@ -280,7 +281,8 @@ fn what_holds_connections_back_is_told_by_an_agent_as_by_the_programs() {
     // Nobody accepts the third one.
     let accepted = [listener.accept().unwrap(), listener.accept().unwrap()];
     full.set_nonblocking(true).unwrap();
-    while (&full).write(&[0; 65536]).is_ok() {}
+    let much = vec![0; 65536];
+    while (&full).write(&much).is_ok() {}
     let to = listener.local_addr().unwrap().port();
     let port = to.to_string();
     let args = ["explain", "-o", "json", "--duration", "3s", "--port", &port];
@@ -328,6 +330,32 @@ fn what_holds_connections_back_is_told_by_an_agent_as_by_the_programs() {
     drop((accepted, full, idle, waiting));
     agent.stop().unwrap();
     unaware.stop().unwrap();
+}
+
+#[test]
+fn two_agents_are_not_taken_for_one() {
+    let netns = Netns::new("remote-anew").unwrap();
+    let [web, app] = ["anew-web", "anew-app"].map(|name| Cgroup::unique(name).unwrap());
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let address = agent.address().to_string();
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", "2"]).unwrap();
+    held.ready(SOON).unwrap();
+    let args = ["explain", "--duration", "15s", "--container", name(&web)];
+    let looking = Streaming::start(&mut as_nobody(&agent, &args)).unwrap();
+    wait_until("the first look", SOON, || {
+        Ok(looking.stderr().iter().any(|line| line.contains("looking again")).then_some(()))
+    })
+    .unwrap();
+    agent.stop().unwrap();
+    let other = Tcptide::find().unwrap().spawn(["agent", "--web.listen-address", &address]).unwrap();
+    other.wait_ready().unwrap();
+    let output = looking.wait(SOON).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
+    assert!(output.stderr.join("\n").contains("the agent was started anew"), "{output:?}");
+    other.interrupt().unwrap();
+    held.finish().unwrap();
 }
 
 #[test]

@@ -282,7 +282,6 @@ impl JsonSchema for Metrics {
         let schema = |metric: &Metric| {
             let reading = (metric.read)(&Record::default(), 0);
             let mut schema = match reading {
-                Reading::One(_) => number(),
                 Reading::Distribution(_) => {
                     return serde_json::json!({ "allOf": [histogram], "description": metric.help });
                 }

@@ -99,6 +99,12 @@ fn show_of(agent: &Remote, args: &ExplainArgs) -> anyhow::Result<()> {
     wait(args.duration, &stop);
     let interval = begun.elapsed();
     let last = look()?;
+    // What was there when it was adopted stays what it was.
+    let is_of_another =
+        |one: &Connection| before.get(&one.cookie).is_some_and(|earlier| earlier.before != one.before);
+    if last.connections.iter().any(is_of_another) {
+        anyhow::bail!("the agent was started anew between the looks: ask again");
+    }
     let (matched, told) = (last.matched, last.connections.len());
     let measures_reads = last.connections.iter().any(|one| one.read_delay.is_some());
     // Of one that the first look left out it is not known what it had done by then.

@@ -321,7 +321,7 @@ fn show_of(agent: &Remote, args: &RttArgs) -> anyhow::Result<()> {
     agent.insist_on(&query::Totals::command(), LOCAL)?;
     let mut events = agent.events(LOCAL, &[("events", "close")])?;
     let mut printer = Printer::of(args);
-    let begun = Look::at(agent)?;
+    let begun = Look { connections: live(agent)?, totals: totals(agent)? };
     let (whole, recent) =
         (RefCell::new(Period::from(&begun.connections)), RefCell::new(Period::from(&begun.connections)));
     let is_whole = begun.connections.is_whole();
@@ -339,7 +339,7 @@ fn show_of(agent: &Remote, args: &RttArgs) -> anyhow::Result<()> {
             return Ok(());
         }
         let live = if is_due { Some(live(agent)?) } else { None };
-        let now = totals(agent)?;
+        let now = totals_after(agent, &counted)?;
         asked = Instant::now();
         let before = mem::replace(&mut counted, now);
         for period in [&whole, &recent] {
@@ -355,7 +355,7 @@ fn show_of(agent: &Remote, args: &RttArgs) -> anyhow::Result<()> {
     if events.have_ended() {
         return events.finish();
     }
-    let end = Look::at(agent)?;
+    let end = Look { connections: live(agent)?, totals: totals_after(agent, &counted)? };
     let there: HashSet<u64> = end.connections.connections.iter().map(|one| one.cookie).collect();
     events.rest(|connection| {
         // Its end may have come after the look that found it.
@@ -380,13 +380,12 @@ struct Look {
     totals: Totalled,
 }
 
-/// What each container has counted up to a time, by its cgroup's id.
-type Totalled = BTreeMap<u64, Counted>;
-
-impl Look {
-    fn at(agent: &Remote) -> anyhow::Result<Self> {
-        Ok(Self { connections: live(agent)?, totals: totals(agent)? })
-    }
+/// What each container has counted up to a time.
+struct Totalled {
+    /// For how long the agent has counted.
+    seconds: f64,
+    /// By the container's cgroup's id.
+    containers: BTreeMap<u64, Counted>,
 }
 
 fn live(agent: &Remote) -> anyhow::Result<Connections> {
@@ -398,7 +397,17 @@ fn totals(agent: &Remote) -> anyhow::Result<Totalled> {
     if all.containers.iter().any(|counted| counted.metrics.get(RTT).is_none()) {
         bail!("this agent does not measure round trips: its /api/v1/programs says why");
     }
-    Ok(all.containers.into_iter().map(|counted| (counted.container.cgroup_id, counted)).collect())
+    let containers = all.containers.into_iter().map(|counted| (counted.container.cgroup_id, counted));
+    Ok(Totalled { seconds: all.seconds, containers: containers.collect() })
+}
+
+/// The same by the agent that had counted so much before.
+fn totals_after(agent: &Remote, before: &Totalled) -> anyhow::Result<Totalled> {
+    let now = totals(agent)?;
+    if now.seconds < before.seconds {
+        bail!("the agent was started anew meanwhile");
+    }
+    Ok(now)
 }
 
 /// What happens from a look on.
@@ -428,8 +437,8 @@ impl Period {
 
     /// Takes in what came from one reading to the next.
     fn grow(&mut self, before: &Totalled, after: &Totalled) {
-        for (id, Counted { container, metrics, .. }) in after {
-            let new = match before.get(id) {
+        for (id, Counted { container, metrics, .. }) in &after.containers {
+            let new = match before.containers.get(id) {
                 Some(before) => metrics.since(&before.metrics),
                 None => metrics.clone(),
             };
@@ -455,5 +464,83 @@ impl Period {
             (key, Group { container: Some(container), peer_container: None, samples, facts })
         };
         Groups(self.samples.into_iter().map(of).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::connection::Clock;
+
+    use super::*;
+    use crate::answer::totals::Metrics;
+
+    fn connection(cookie: u64, state: u8, acked_bytes: u64, srtt_us: u32) -> Connection {
+        let mut r =
+            record::Connection { cookie, state, srtt_us, min_rtt_us: 20, ..record::Connection::default() };
+        r.since.acked_bytes = acked_bytes;
+        let clock = Clock { at: Timestamp::UNIX_EPOCH, monotonic_ns: 0 };
+        Connection::new(&r, &clock, Arc::new(Container::unknown(7)), false)
+    }
+
+    fn look(connections: &[Connection]) -> Connections {
+        Connections { matched: connections.len() as u64, connections: connections.to_vec() }
+    }
+
+    fn totalled(cgroup_id: u64, samples: u64) -> Totalled {
+        let mut totals = record::Totals::default();
+        totals.rtt.slots[4] = samples;
+        totals.rtt.sum_us = 30 * samples;
+        let shown = vec![true; model::metrics::METRICS.len()];
+        let metrics = Metrics::of(&totals, 0, &shown);
+        let container = Arc::new(Container::unknown(cgroup_id));
+        let counted = Counted { container, live: true, metrics };
+        Totalled { seconds: 1.0, containers: [(cgroup_id, counted)].into() }
+    }
+
+    /// Connections, the lowest RTT, and how many samples there are.
+    fn told(groups: &Groups) -> Vec<(Option<u64>, Option<u32>, u64)> {
+        let of = |group: &Group| {
+            let facts = group.facts.as_ref();
+            let min_us = facts.and_then(|facts| facts.min_us);
+            (facts.map(|facts| facts.connections), min_us, group.samples.count())
+        };
+        groups.0.values().map(of).collect()
+    }
+
+    #[test]
+    fn connections_count_once_and_only_if_they_had_samples() {
+        // One that does nothing, one that sends, and one that ends.
+        let before = [connection(1, 1, 10, 50), connection(2, 1, 10, 50), connection(3, 1, 10, 50)];
+        let mut period = Period::from(&look(&before));
+        period.grow(&totalled(7, 100), &totalled(7, 105));
+        period.see(&connection(3, 7, 10, 50), true);
+        period.see(&connection(4, 7, 0, 50), true);
+        // There was no sample yet.
+        period.see(&connection(5, 7, 0, 0), true);
+        let after = [connection(1, 1, 10, 50), connection(2, 1, 11, 50), connection(6, 1, 0, 50)];
+        let groups = period.groups(&look(&after), true);
+        assert_eq!(told(&groups), [(Some(4), Some(20), 5)]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        for (cgroup_id, is_complete) in [(7, false), (record::CGROUP_OTHER, true)] {
+            let mut period = Period::from(&look(&[]));
+            period.grow(&totalled(9, 100), &totalled(cgroup_id, 3));
+            let groups = period.groups(&look(&[connection(1, 1, 0, 50)]), is_complete);
+            assert_eq!(told(&groups), [(None, None, 3)], "{cgroup_id}");
+        }
+        let period = Period::from(&look(&[]));
+        assert_eq!(told(&period.groups(&look(&[connection(1, 1, 0, 50)]), true)), []);
+    }
+
+    #[test]
+    fn a_connection_that_is_looked_at_often_is_one() {
+        let mut facts = Facts::default();
+        for is_over in [false, false, true] {
+            facts.add(1, None, is_over);
+        }
+        facts.add(2, None, true);
+        assert_eq!((facts.connections, facts.counted.len()), (2, 0));
     }
 }
