@@ -23,6 +23,13 @@ program protoc      protobuf-compiler protobuf-compiler protobuf   protoc       
 EOF
 }
 
+# What the fuzzer, which is C++, is built with.
+fuzz_needs() {
+    cat <<'EOF'
+program c++         g++         gcc-c++                gcc         g++           gcc-c++
+EOF
+}
+
 # What the functional tests start.
 test_needs() {
     cat <<'EOF'
