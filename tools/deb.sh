@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Makes a package for Debian in target/debian and looks into it; with the argument `test` it is installed, run and removed in a
-# container too, as root. Installs cargo-deb inside the target folder where it is missing. TCPTIDE is the program, which else is
+# Makes a package for Debian in target/debian and looks into it; with the argument `test` lintian does, too, and it is installed, run
+# and removed in a container, as root. Installs cargo-deb inside the target folder where it is missing. TCPTIDE is the program, which else is
 # built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/lib.sh
+source tools/packages.sh
 
 version=3.8.0
 target=${CARGO_TARGET_DIR:-target}
@@ -20,13 +21,24 @@ if [[ $(cargo-deb --version 2>/dev/null) != "cargo-deb $version" ]]; then
     rm -rf "$tools/build"
 fi
 
+# Debian's own, which tells of packages; CHANGELOG.md is beside it.
+changelog() {
+    local maintainer when
+    maintainer=$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' crates/tcptide/Cargo.toml)
+    when=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}
+    printf 'tcptide (%s-1) unstable; urgency=medium\n\n' "$("$made/release/tcptide" --version | cut -d ' ' -f 2)"
+    printf '  * What is new is told by changelog.gz, in the same folder.\n\n'
+    printf ' -- %s  %s\n' "$maintainer" "$(LC_ALL=C date -R --date="@$when")"
+}
+
 [[ -n ${TCPTIDE:-} ]] || cargo build --locked --release -p tcptide
 # crates/tcptide/Cargo.toml says what of this goes where; the program is looked for as if it was built there.
 rm -rf "$made"
 install -D "${TCPTIDE:-$target/release/tcptide}" "$made/release/tcptide"
 tools/generate.sh "$made/release/tcptide" "$made"
+changelog >"$made/changelog"
 rm -rf target/debian
-CARGO_TARGET_DIR=$made cargo-deb --quiet --locked --no-build -p tcptide --output target/debian/
+CARGO_TARGET_DIR=$made cargo-deb --quiet --locked --no-build --compress-system -p tcptide --output target/debian/
 package=$(echo target/debian/*.deb)
 say "made $package"
 
@@ -57,6 +69,9 @@ dpkg-deb --extract "$package" "$control/root"
 
 if [[ ${1:-} == test ]]; then
     is_root || fail "as root: a container is booted"
+    # What it says as an error or a warning is mended, or has its reason in packaging/debian/lintian-overrides.
+    install_missing <<<"program lintian lintian lintian lintian lintian lintian"
+    lintian --no-cfg --allow-root --fail-on error,warning "$package"
     TCPTIDE_DEB=$(realpath "$package") TCPTIDE=$(realpath "$control/root/usr/bin/tcptide") \
         cargo test --locked -p functional --test packaging -- --ignored --exact the_package_is_installed_run_and_removed
 fi

@@ -1,59 +1,87 @@
 #!/usr/bin/env bash
-# Fuzzes what bytes of others come into (crates/tcptide/src/fuzz.rs), as long as one likes: `--seconds 600 dns http`; without names
-# all targets, for a minute each. Stops at the first failure. What it learns stays in target/fuzz. `--sanitizer address` looks for
-# what unsafe code of libraries does, too.
+# Fuzzes what bytes of others come into (crates/tcptide/src/fuzz.rs) with libFuzzer, as long as one likes: `--seconds 600 dns http`;
+# without names all targets, for a minute each, as many side by side as there are CPUs (or `--jobs`). After a failure no more are
+# begun. What it learns stays in target/fuzz. `--sanitizer address` looks for what unsafe code of libraries does, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/lib.sh
 source tools/packages.sh
 source tools/rust.sh
 
-version=0.13.2
 target=${CARGO_TARGET_DIR:-target}
-export PATH=$PATH:$PWD/$target/tools/bin
-
+made=$target/fuzz
 seconds=60
+jobs=$(nproc)
 sanitizer=none
 targets=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --seconds) seconds=${2:?how many} && shift 2 ;;
+        --jobs) jobs=${2:?how many} && shift 2 ;;
         --sanitizer) sanitizer=${2:?which} && shift 2 ;;
         *) targets+=("$1") && shift ;;
     esac
 done
 all=()
-for file in fuzz/fuzz_targets/*.rs; do
-    all+=("$(basename "$file" .rs)")
+for folder in fuzz/corpus/*; do
+    all+=("$(basename "$folder")")
 done
 [[ ${#targets[@]} != 0 ]] || targets=("${all[@]}")
 for one in "${targets[@]}"; do
-    [[ -f fuzz/fuzz_targets/$one.rs ]] || fail "there is no target $one; there are ${all[*]}"
+    [[ -d fuzz/corpus/$one ]] || fail "there is no target $one; there are ${all[*]}"
 done
 
-build_needs | install_missing
-need_rust
-if [[ $(cargo-fuzz --version 2>/dev/null) != "cargo-fuzz ${version%.*}."* ]]; then
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install cargo-fuzz --version "$version" --locked --debug \
-        --root "$target/tools" --target-dir "$target/tools/build"
-    rm -rf "$target/tools/build"
-fi
+# Builds the one program that has all targets, as cargo-fuzz would, which takes longer to build than to do without.
+build() {
+    local triple flags
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    flags="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
+    flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
+    flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
+    if [[ $sanitizer != none ]]; then
+        # Not yet a stable part of the compiler.
+        export RUSTC_BOOTSTRAP=1
+        flags+=" -Zsanitizer=$sanitizer"
+    fi
+    # The versions that are released, and what the fuzzer itself needs.
+    cp Cargo.lock fuzz/Cargo.lock
+    # With a target the flags are not for what runs while building, which may be there from building the rest.
+    RUSTFLAGS=$flags cargo build --release --manifest-path fuzz/Cargo.toml --target "$triple" --target-dir "$target"
+    program=$target/$triple/release/fuzz
+}
 
-# The versions that are released, and what the fuzzer itself needs.
-cp Cargo.lock fuzz/Cargo.lock
-# What tells the fuzzer how far it came is no stable part of the compiler.
-export RUSTC_BOOTSTRAP=1
-cargo fuzz build --sanitizer "$sanitizer" --target-dir "$target/fuzz"
-for one in "${targets[@]}"; do
-    corpus=$target/fuzz/corpus/$one
-    log=$target/fuzz/$one.log
-    mkdir -p "$corpus"
-    printf '%-12s ' "$one"
-    cargo fuzz run --sanitizer "$sanitizer" --target-dir "$target/fuzz" "$one" "$corpus" "fuzz/corpus/$one" -- \
-        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 >"$log" 2>&1 || {
+# Runs one target; what the fuzzer says goes to a file.
+try() {
+    local one=$1 log=$made/$1.log
+    mkdir -p "$made/corpus/$one" "$made/artifacts/$one"
+    TARGET=$one "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$made/artifacts/$one/" \
+        "$made/corpus/$one" "fuzz/corpus/$one" >"$log" 2>&1 || {
         tail -n 40 "$log" >&2
-        fail "$one failed: see $log, and fuzz/artifacts/$one for the bytes"
+        say "$one failed: see $log; TARGET=$one $program $made/artifacts/$one/FILE tries the bytes again"
+        return 1
     }
     # Runs, and what was reached: edges (cov), and edges with how often (ft).
-    awk '$2 == "DONE" { reached = "cov " $4 ", ft " $6 ", corpus " $8 } $1 == "Done" { print $2 " runs in " $5 " s, " reached }' "$log"
+    awk -v name="$one" '$2 == "DONE" { reached = "cov " $4 ", ft " $6 ", corpus " $8 }
+        $1 == "Done" { printf "%-12s %d runs in %d s, %s\n", name, $2, $5, reached }' "$log"
+}
+
+build_needs | install_missing
+fuzz_needs | install_missing
+need_rust
+build
+running=0
+failed=0
+for one in "${targets[@]}"; do
+    if ((running == jobs)); then
+        wait -n || failed=1
+        ((running -= 1)) || true
+    fi
+    [[ $failed == 0 ]] || break
+    try "$one" &
+    ((running += 1))
 done
+while ((running > 0)); do
+    wait -n || failed=1
+    ((running -= 1)) || true
+done
+exit "$failed"

@@ -26,6 +26,13 @@ program npm         npm         nodejs-npm             npm         npm          
 EOF
 }
 
+# What the fuzzer, which is C++, is built with.
+fuzz_needs() {
+    cat <<'EOF'
+program c++         g++         gcc-c++                gcc         g++           gcc-c++
+EOF
+}
+
 # What the functional tests start.
 test_needs() {
     cat <<'EOF'

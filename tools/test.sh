@@ -55,6 +55,8 @@ check() {
 functional() {
     local target=${CARGO_TARGET_DIR:-target}
     step "release build" cargo build --locked --release --workspace
+    # Without optimization: it is built for seconds.
+    step "fuzz" env CARGO_PROFILE_RELEASE_OPT_LEVEL=0 tools/fuzz.sh --seconds 5
     if ! is_root; then
         not_run+=("the functional tests and \`make run\`, which need root")
         return
