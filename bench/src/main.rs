@@ -58,6 +58,9 @@ struct Scale {
     /// Network namespaces that they are spread over.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     namespaces: u64,
+    /// The agent counts edges, too.
+    #[arg(long)]
+    edges: bool,
     /// How often everything is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
@@ -139,7 +142,7 @@ fn scale(report: &mut Report, options: &Scale, tcptide: &Tcptide) -> Result<()> 
     let crowd = Crowd::open(options.connections, options.cgroups, options.namespaces)?;
     for round in 1..=options.repeat {
         eprintln!("bench: round {round} of {}", options.repeat);
-        scale::round(report, tcptide, &crowd)?;
+        scale::round(report, tcptide, &crowd, options.edges)?;
     }
     // It looks through the files of all processes for each namespace: once is enough.
     scale::ss(report, &crowd, "-tinp")?;

@@ -1,6 +1,7 @@
 //! What looking costs when there are many connections.
 
 use std::{
+    fs,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -30,6 +31,10 @@ const WALK_LIMIT_MS: f64 = 100.0;
 const RESIDENT_LIMIT_MIB: f64 = 64.0;
 /// From the start to the first event seen, ms.
 const START_LIMIT_MS: f64 = 1000.0;
+/// What a scrape may take beyond what the agent has, MiB, and how long, ms: of so many cgroups.
+const SCRAPE_LIMIT_MIB: f64 = 16.0;
+const SCRAPE_LIMIT_MS: f64 = 100.0;
+const LIMIT_CGROUPS: usize = 1000;
 /// `--help`, ms.
 const HELP_LIMIT_MS: f64 = 10.0;
 /// Scrapes of an agent after its first.
@@ -76,11 +81,11 @@ fn start(report: &mut Report, name: &str, args: &[&str], tcptide: &Tcptide) -> R
 }
 
 /// Everything once, so that rounds interleave.
-pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
+pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges: bool) -> Result<()> {
     commands(report, tcptide)?;
     ss(report, crowd, "-tin")?;
     start(report, "trace: start to attached", &["trace"], tcptide)?;
-    agent(report, tcptide, crowd)
+    agent(report, tcptide, crowd, edges)
 }
 
 fn commands(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
@@ -112,21 +117,32 @@ pub(crate) fn ss(report: &mut Report, crowd: &Crowd, flags: &str) -> Result<()> 
 }
 
 /// A new agent: its start, its first scrape, more of them, its memory.
-fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
+fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges: bool) -> Result<()> {
     thread::sleep(2 * SETTLE);
     let memory = kernel_memory()?;
     let start = Instant::now();
-    let agent = tcptide.agent(ALL_SERIES)?;
+    let args = ALL_SERIES.iter().copied().chain(edges.then_some("--edges"));
+    let agent = tcptide.agent(args)?;
     report.add_limited("agent: start to attached", "ms", ms(start.elapsed()), Some(START_LIMIT_MS));
     let grown = kernel_memory()?.saturating_sub(memory);
     let (_, now) = resident(agent.pid()).context("the agent is gone")?;
     report.add("agent: resident before the first scrape", "MiB", mib(now));
 
-    let first = scrape(report, &agent, "agent: first scrape", crowd)?;
+    let mut most = now;
+    let mut scraped = |report: &mut Report, name| -> Result<Scrape> {
+        let before = forget_most(agent.pid())?;
+        let scrape = scrape(report, &agent, name, crowd)?;
+        let (peak, _) = resident(agent.pid()).context("the agent is gone")?;
+        most = most.max(peak);
+        let limit = few_cgroups(crowd).then_some(SCRAPE_LIMIT_MIB);
+        report.add_limited(&format!("{name}: memory beyond"), "MiB", mib(peak.saturating_sub(before)), limit);
+        Ok(scrape)
+    };
+    let first = scraped(report, "agent: first scrape")?;
     let sockets = first.sum("tcptide_walk_sockets", &[]).context("no tcptide_walk_sockets")?;
     for _ in 0..SCRAPES {
         thread::sleep(Duration::from_millis(100));
-        scrape(report, &agent, "agent: later scrape", crowd)?;
+        scraped(report, "agent: later scrape")?;
     }
     for (name, headers) in ENCODINGS {
         for _ in 0..SCRAPES {
@@ -139,7 +155,8 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd) -> Result<()> {
             report.add(&format!("agent: scrape, {name}: answer"), "KiB", body.len() as f64 / 1024.0);
         }
     }
-    let (most, _) = resident(agent.pid()).context("the agent is gone")?;
+    let (peak, _) = resident(agent.pid()).context("the agent is gone")?;
+    let most = most.max(peak);
     report.add_limited("agent: resident, at most", "MiB", mib(most), Some(RESIDENT_LIMIT_MIB));
     report.add("kernel memory for each socket", "bytes", grown as f64 / sockets);
     agent.stop()?.success().map(drop)
@@ -152,7 +169,7 @@ pub(crate) fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Cro
     let scrape = Scrape::parse(&text)?;
     let one = |metric| scrape.sum(metric, &[]).with_context(|| format!("the agent has no {metric}"));
     let (seconds, sockets) = (one("tcptide_walk_duration_seconds")?, one("tcptide_walk_sockets")?);
-    report.add(name, "ms", ms(took));
+    report.add_limited(name, "ms", ms(took), few_cgroups(crowd).then_some(SCRAPE_LIMIT_MS));
     report.add(&format!("{name}: CPU of the agent"), "ms", ms(cpu));
     report.add(&format!("{name}: answer"), "KiB", text.len() as f64 / 1024.0);
     report.add(&format!("{name}: sockets walked"), "", sockets);
@@ -163,6 +180,18 @@ pub(crate) fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Cro
     report.add(&format!("{name}: walk for each socket"), "us", each * 1e6);
     report.add(&format!("{name}: walk for each 50,000 sockets"), "ms", each * 50_000.0 * 1e3);
     Ok(scrape)
+}
+
+/// Whether the limits of a scrape are meant for so many, with no more than a hundred connections each.
+fn few_cgroups(crowd: &Crowd) -> bool {
+    let cgroups = crowd.cgroups().len();
+    cgroups <= LIMIT_CGROUPS && crowd.connections() <= LIMIT_CONNECTIONS
+}
+
+/// Has the most memory that a process has had counted anew; returns what it has now.
+fn forget_most(pid: u32) -> Result<u64> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("counting memory anew")?;
+    Ok(resident(pid).context("the agent is gone")?.1)
 }
 
 fn ms(duration: Duration) -> f64 {

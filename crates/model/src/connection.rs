@@ -620,7 +620,7 @@ impl Connection {
                 ce_marked: (r.ecn != 0).then_some(r.since.ce_marked),
             },
             limited_us: Limited {
-                busy: r.limited_us.iter().sum(),
+                busy: r.limited_us.iter().fold(0, |sum, us| sum.saturating_add(*us)),
                 rwnd: r.limited_us[limit::LIMIT_RWND],
                 sndbuf: r.limited_us[limit::LIMIT_SNDBUF],
             },

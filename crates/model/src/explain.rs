@@ -1,17 +1,16 @@
-//! What holds a connection back: two looks at it, and the causes that the numbers between them speak for.
+//! What holds a connection back: two looks at it, and the causes that the numbers between them speak for. What they saw may
+//! come from the kernel or from an agent. A number that was not measured speaks for nothing.
 //!
 //! Each cause has a rule of its own, with its threshold beside it; several may hold at once, and the gravest stands
 //! first. Shares are of the time between the looks, or of a connection's age if it is younger.
 
 use serde::Serialize;
 
-use crate::{
-    connection::{LISTEN, waits_for_accept},
-    record::{Connection, NOT_SEEN, limit, window},
-};
+use crate::connection::{Buffered, Connection};
 
-/// The kernel's number of the SYN_SENT state.
-const SYN_SENT: u8 = 2;
+/// As in [`STATE_NAMES`](crate::connection::STATE_NAMES).
+const LISTEN: &str = "listen";
+const SYN_SENT: &str = "syn_sent";
 
 /// From this share of the time on, something is a limit.
 const LIMITING: f64 = 0.2;
@@ -91,12 +90,10 @@ struct Change<'a> {
 
 impl<'a> Change<'a> {
     fn between(before: Option<&'a Connection>, after: &'a Connection, interval_us: u64) -> Self {
-        let age_us = match after.opened_ns {
-            0 => u64::MAX,
-            opened_ns => after.time_ns.saturating_sub(opened_ns) / 1000,
-        };
+        let age_us = after.duration_us.unwrap_or(u64::MAX);
         // The looks' own time counts if it is longer: the first comes early in its walk, the second late.
-        let looked_us = before.map_or(0, |before| after.time_ns.saturating_sub(before.time_ns) / 1000);
+        let looked_us = before.map_or(0, |before| after.time.duration_since(before.time).as_micros());
+        let looked_us = u64::try_from(looked_us).unwrap_or(0);
         Self { before, after, interval_us: interval_us.max(looked_us).min(age_us).max(1) as f64 }
     }
 
@@ -116,16 +113,17 @@ impl<'a> Change<'a> {
 
     /// Segments on their way at a time, on average.
     fn in_flight(&self) -> f64 {
-        f64::from(self.grown(|c| c.since.segments_out)) * f64::from(self.after.srtt_us) / self.interval_us
+        f64::from(self.grown(|c| c.segments_out)) * f64::from(srtt_us(self.after)) / self.interval_us
     }
 
     fn busy(&self) -> f64 {
-        self.time_share(|c| c.limited_us.iter().fold(0, |sum, us| sum.saturating_add(*us)))
+        self.time_share(|c| c.limited_us.busy)
     }
 
     fn no_answer(&self) -> Option<Verdict> {
         // There is nothing else to send again yet, also before somebody looked.
-        let syns = self.after.since.retransmits.saturating_add(self.after.before.retransmits);
+        let before = self.after.before.map_or(0, |before| before.retransmits);
+        let syns = self.after.retransmits.total.saturating_add(before);
         (self.after.state == SYN_SENT && syns > 0).then(|| Verdict {
             cause: Cause::NoAnswer,
             share: 1.0,
@@ -134,9 +132,9 @@ impl<'a> Change<'a> {
     }
 
     fn network_loss(&self) -> Option<Verdict> {
-        let again = self.grown(|c| c.since.retransmits);
-        let needless = self.grown(|c| c.since.duplicates).min(again);
-        let sent = self.grown(|c| c.since.segments_out);
+        let again = self.grown(|c| c.retransmits.total);
+        let needless = self.grown(|c| c.path.duplicates).min(again);
+        let sent = self.grown(|c| c.segments_out);
         let lost = again - needless;
         let share = f64::from(lost) / f64::from(sent.max(1));
         (self.after.state != SYN_SENT && lost > 1 && share >= LOSSY).then(|| Verdict {
@@ -147,15 +145,15 @@ impl<'a> Change<'a> {
     }
 
     fn receiver_slow(&self) -> Option<Verdict> {
-        let share = self.time_share(|c| c.limited_us[limit::LIMIT_RWND]);
-        let closed = self.grown(|c| c.zero_windows[window::WINDOW_PEER]);
+        let share = self.time_share(|c| c.limited_us.rwnd);
+        let closed = self.grown(|c| c.zero_windows.map_or(0, |windows| windows.peer));
         (share >= LIMITING).then(|| Verdict {
             cause: Cause::ReceiverSlow,
             share,
             because: format!(
                 "{:.0} % of the time it waited for the peer's receive window{}",
                 share * 100.0,
-                closings(closed, self.after.send_window)
+                closings(closed, buffered(self.after).send_window)
             ),
         })
     }
@@ -166,11 +164,11 @@ impl<'a> Change<'a> {
 
     /// Data that lay there at both looks.
     fn left_unread(&self) -> Option<Verdict> {
-        let unread = self.standing(|c| c.unread);
-        let after = self.after;
+        let unread = self.standing(|c| buffered(c).unread);
+        let after = buffered(self.after);
         let room = u64::from(after.unread) + u64::from(after.receive_window);
         let share = f64::from(unread) / room.max(1) as f64;
-        let closed = self.grown(|c| c.zero_windows[window::WINDOW_OWN]);
+        let closed = self.grown(|c| c.zero_windows.map_or(0, |windows| windows.own));
         (unread > 0 && (share >= 0.5 || closed > 0)).then(|| Verdict {
             cause: Cause::SlowToRead,
             share: share.min(1.0),
@@ -184,8 +182,8 @@ impl<'a> Change<'a> {
 
     /// Data that was read, and had to wait for it.
     fn read_late(&self) -> Option<Verdict> {
-        let times = self.grown(|c| if c.reads as usize == NOT_SEEN { 0 } else { c.reads });
-        let share = self.time_share(|c| c.read_delay_us);
+        let times = self.grown(|c| c.read_delay.map_or(0, |delay| delay.times));
+        let share = self.time_share(|c| c.read_delay.map_or(0, |delay| delay.total_us));
         let each_ms = share * self.interval_us / f64::from(times.max(1)) / 1e3;
         (times > 0 && share >= LIMITING).then(|| Verdict {
             cause: Cause::SlowToRead,
@@ -198,7 +196,7 @@ impl<'a> Change<'a> {
     }
 
     fn not_accepted(&self) -> Option<Verdict> {
-        let waits = waits_for_accept(self.after) && self.before.is_some_and(waits_for_accept);
+        let waits = self.after.waits_for_accept && self.before.is_some_and(|before| before.waits_for_accept);
         waits.then(|| Verdict {
             cause: Cause::SlowToAccept,
             share: 1.0,
@@ -210,9 +208,9 @@ impl<'a> Change<'a> {
     }
 
     fn slow_to_accept(&self) -> Option<Verdict> {
-        let waiting = self.standing(|c| c.accept_queue);
-        let limit = self.after.accept_limit;
-        let drops = self.grown(|c| c.drops);
+        let waiting = self.standing(|c| c.queues.map_or(0, |queues| queues.accept));
+        let limit = self.after.queues.map_or(0, |queues| queues.limit);
+        let drops = self.grown(|c| c.queues.map_or(0, |queues| queues.drops));
         let share = f64::from(waiting) / f64::from(limit.max(1));
         (drops > 0 || (waiting > 0 && share >= IDLE)).then(|| Verdict {
             cause: Cause::SlowToAccept,
@@ -224,11 +222,11 @@ impl<'a> Change<'a> {
     }
 
     fn network_delay(&self) -> Option<Verdict> {
-        let (srtt, least) = (self.after.srtt_us, self.after.min_rtt_us);
+        let rtt = self.after.rtt?;
+        let (srtt, least) = (rtt.srtt_us, rtt.min_us?);
         let waiting = srtt.saturating_sub(least);
         // A receiver that is slow keeps acknowledgements back, too; and any receiver does, for a segment on its own.
-        let known =
-            srtt > 0 && least != u32::MAX && self.receiver_slow().is_none() && self.in_flight() >= SEVERAL;
+        let known = self.receiver_slow().is_none() && self.in_flight() >= SEVERAL;
         (known && waiting >= QUEUEING_US.max(least) && self.busy() >= LIMITING).then(|| Verdict {
             cause: Cause::NetworkDelay,
             share: f64::from(waiting) / f64::from(srtt.max(1)),
@@ -241,7 +239,7 @@ impl<'a> Change<'a> {
     }
 
     fn send_buffer(&self) -> Option<Verdict> {
-        let share = self.time_share(|c| c.limited_us[limit::LIMIT_SNDBUF]);
+        let share = self.time_share(|c| c.limited_us.sndbuf);
         (share >= LIMITING).then(|| Verdict {
             cause: Cause::SendBuffer,
             share,
@@ -270,10 +268,19 @@ impl<'a> Change<'a> {
                 busy * 100.0,
                 after.cwnd,
                 after.mss,
-                f64::from(after.srtt_us) / 1e3
+                f64::from(srtt_us(after)) / 1e3
             ),
         }
     }
+}
+
+fn buffered(connection: &Connection) -> Buffered {
+    connection.buffered.unwrap_or_default()
+}
+
+/// 0: there is no sample.
+fn srtt_us(connection: &Connection) -> u32 {
+    connection.rtt.map_or(0, |rtt| rtt.srtt_us)
 }
 
 fn closings(times: u32, window: u32) -> String {
@@ -286,12 +293,28 @@ fn closings(times: u32, window: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
     use proptest::prelude::*;
 
-    use super::*;
-    use crate::record::FLAG_UNHELD;
+    use super::{Cause, Verdict};
+    use crate::{
+        connection::{self, Clock, LISTEN},
+        container::Container,
+        record::{Connection, FLAG_PREEXISTING, FLAG_UNHELD, limit},
+    };
 
     const SECOND: u64 = 1_000_000;
+    /// The kernel's number of it.
+    const SYN_SENT: u8 = 2;
+
+    /// By two records of the kernel's.
+    fn explain(before: Option<&Connection>, after: &Connection, interval_us: u64) -> Vec<Verdict> {
+        let clock = Clock { at: Timestamp::UNIX_EPOCH, monotonic_ns: 0 };
+        let told = |r| connection::Connection::new(r, &clock, Arc::new(Container::unknown(7)), false);
+        super::explain(before.map(told).as_ref(), &told(after), interval_us)
+    }
 
     fn connection() -> Connection {
         Connection { state: 1, srtt_us: 1000, min_rtt_us: 900, cwnd: 10, mss: 1448, ..Connection::default() }
@@ -348,7 +371,8 @@ mod tests {
         assert_eq!(causes(&asking), [Cause::NothingToSend]);
         asking.since.retransmits = 2;
         assert_eq!(causes(&asking), [Cause::NoAnswer]);
-        let adopted = Connection { before: asking.since, since: connection().since, ..asking };
+        let [before, since] = [asking.since, connection().since];
+        let adopted = Connection { before, since, flags: FLAG_PREEXISTING, ..asking };
         assert_eq!(causes(&adopted), [Cause::NoAnswer]);
 
         let listener = Connection { state: LISTEN, accept_limit: 128, ..connection() };

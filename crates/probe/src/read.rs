@@ -34,7 +34,8 @@ const SYN_RECV: u8 = 3;
 
 /// The opening that an event stands for, too: it comes before the event.
 pub(crate) fn opened_too(event: &mut record::Connection) -> Option<record::Connection> {
-    let both = (event.event, event.detail) == (record::event::EVENT_ESTABLISHED as u8, record::OPENED_TOO as u8);
+    let both =
+        (event.event, event.detail) == (record::event::EVENT_ESTABLISHED as u8, record::OPENED_TOO as u8);
     if !both {
         return None;
     }

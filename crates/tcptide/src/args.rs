@@ -208,6 +208,12 @@ pub(crate) struct ConnectArgs {
     /// Certificates (PEM) of who signed the agent's, instead of those that this host trusts
     #[arg(long = "connect-ca", value_name = "FILE", requires = "connect")]
     connect_ca: Option<PathBuf>,
+    /// Certificate (PEM, with those between it and its authority) for an agent that asks clients for theirs
+    #[arg(long = "connect-cert", value_name = "FILE", requires_all = ["connect", "connect_key"])]
+    connect_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long = "connect-key", value_name = "FILE", requires = "connect_cert")]
+    connect_key: Option<PathBuf>,
 }
 
 impl RuntimeArgs {
@@ -307,6 +313,8 @@ pub(crate) struct ConnlatArgs {
     pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 /// What one distribution is about.
@@ -338,6 +346,8 @@ pub(crate) struct RttArgs {
     pub(crate) peers: StreamPeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]
@@ -428,6 +438,8 @@ pub(crate) struct ExplainArgs {
     pub(crate) peer: PeerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]

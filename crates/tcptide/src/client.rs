@@ -1,27 +1,47 @@
 //! A running agent, asked through its API: `--connect`.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, ErrorKind},
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use clap::{ArgMatches, parser::ValueSource};
+use clap::{ArgMatches, CommandFactory as _, parser::ValueSource};
+use model::connection::Connection;
+use rustls::{
+    AlertDescription as Alert,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use ureq::{
     Body,
     http::{Response, Uri},
-    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
 };
+
+use crate::{agent::query, output::say, session::stop_flag};
 
 /// Where an agent serves that was not told otherwise.
 pub(crate) const USUAL: &str = "http://127.0.0.1:9836";
 /// How long an agent may take to begin its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often who follows events does what else there is to do.
+const PERIOD: Duration = Duration::from_millis(50);
+/// How long an event may be on its way: an agent fetches them every 50 ms, and tells them with the next ones where far ends
+/// are known.
+const ON_THEIR_WAY: Duration = Duration::from_millis(200);
+/// The options that are about whom to ask, and about what becomes of the answer.
+const NEVER_ASKED: &[&str] = &["connect", "connect-ca", "connect-cert", "connect-key", "output"];
 
 /// An agent, and what of the command line is to be asked of it.
 pub(crate) struct Remote {
@@ -45,11 +65,19 @@ struct Said {
 }
 
 /// What comes on a stream.
-pub(crate) enum Told {
+enum Told {
     /// An event's data.
     Event(String),
     /// There was no room for so many.
     Lost(u64),
+}
+
+/// Events that are followed.
+pub(crate) struct Events {
+    told: mpsc::Receiver<Told>,
+    stop: Arc<AtomicBool>,
+    lost: u64,
+    has_ended: bool,
 }
 
 impl Remote {
@@ -73,7 +101,12 @@ impl Remote {
         let url = value("connect").or_else(|| value("since").map(|_| USUAL));
         let Some(url) = url else { return Ok(None) };
         let (url, authorization) = parts(url)?;
-        let http = http(value("connect-ca").map(Path::new))?;
+        let path = |name| value(name).map(Path::new);
+        let who = path("connect-cert").zip(path("connect-key"));
+        if who.is_some() && !url.starts_with("https:") {
+            bail!("--connect-cert: {url} is no https:// address, and nobody asks for a certificate there");
+        }
+        let http = http(path("connect-ca"), who)?;
         Ok(Some(Self { url, authorization, http, given }))
     }
 
@@ -97,14 +130,24 @@ impl Remote {
         })
     }
 
+    /// Follows connections as they open, fail and close, with those of the command's options that this takes. What happens
+    /// from now on is told; SIGINT and SIGTERM end it.
+    pub(crate) fn events(&self, local: &[&str], more: &[(&str, &str)]) -> anyhow::Result<Events> {
+        let stop = stop_flag()?;
+        let told = self.follow("events", &query::Events::command(), local, more)?;
+        say!("attached to the agent at {}; Ctrl-C ends", self.url);
+        Ok(Events { told, stop, lost: 0, has_ended: false })
+    }
+
     /// Follows a stream; lines come through the channel until the agent ends it.
-    pub(crate) fn follow(
+    fn follow(
         &self,
         what: &str,
         takes: &clap::Command,
         local: &[&str],
+        more: &[(&str, &str)],
     ) -> anyhow::Result<mpsc::Receiver<Told>> {
-        let answer = self.ask(what, takes, local, &[])?;
+        let answer = self.ask(what, takes, local, more)?;
         let mut lines = BufReader::new(answer.into_body().into_reader()).lines();
         // The first line says that from now on nothing is missed.
         lines.next().context("the agent ended the stream")?.context("reading the agent's stream")?;
@@ -132,6 +175,26 @@ impl Remote {
         Ok(told)
     }
 
+    /// An error if there is an option that cannot be asked of what `takes` these.
+    pub(crate) fn insist_on(&self, takes: &clap::Command, local: &[&str]) -> anyhow::Result<()> {
+        let is_taken = |given: &Given| takes.get_arguments().any(|arg| arg.get_long() == Some(&given.name));
+        match self.asked(local).find(|given| !is_taken(given)) {
+            Some(Given { name, .. }) => {
+                bail!("--{name} cannot be asked of a running agent: leave it out, or --connect")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The options that were given and are not this side's.
+    fn asked(&self, local: &[&str]) -> impl Iterator<Item = &Given> {
+        let is_asked = move |given: &&Given| {
+            let name = given.name.as_str();
+            !local.contains(&name) && !NEVER_ASKED.contains(&name)
+        };
+        self.given.iter().filter(is_asked)
+    }
+
     fn ask(
         &self,
         what: &str,
@@ -139,15 +202,9 @@ impl Remote {
         local: &[&str],
         more: &[(&str, &str)],
     ) -> anyhow::Result<Response<Body>> {
+        self.insist_on(takes, local)?;
         let mut request = self.http.get(format!("{}/api/v1/{what}", self.url));
-        for Given { name, values } in &self.given {
-            if local.contains(&name.as_str()) || ["connect", "connect-ca", "output"].contains(&name.as_str())
-            {
-                continue;
-            }
-            if !takes.get_arguments().any(|arg| arg.get_long() == Some(name)) {
-                bail!("--{name} cannot be asked of a running agent: leave it out, or --connect");
-            }
+        for Given { name, values } in self.asked(local) {
             request = request.query(name.replace('-', "_"), values.join(","));
         }
         for (name, value) in more {
@@ -156,9 +213,7 @@ impl Remote {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }
-        let mut answer = request.call().map_err(|error| {
-            anyhow::anyhow!("cannot ask the agent at {}: {error}; `tcptide agent` is one", self.url)
-        })?;
+        let mut answer = request.call().map_err(|error| self.cannot_ask(&error))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -172,6 +227,139 @@ impl Remote {
             Err(_) => bail!("{} answers {status}: is it an agent of tcptide, with an API?", self.url),
         }
     }
+
+    /// Why there was no answer, with what to do.
+    fn cannot_ask(&self, error: &ureq::Error) -> anyhow::Error {
+        let url = &self.url;
+        if !url.starts_with("https:") || !is_about_certificate(error) {
+            anyhow::anyhow!("cannot ask the agent at {url}: {error}; `tcptide agent` is one")
+        } else if self.has("connect-cert") {
+            anyhow::anyhow!("the agent at {url} seems not to take the certificate in --connect-cert: {error}")
+        } else {
+            anyhow::anyhow!(
+                "the agent at {url} turned this side away: {error}; it may want a client's certificate: \
+                 --connect-cert FILE --connect-key FILE"
+            )
+        }
+    }
+}
+
+impl Events {
+    /// Calls `each` with the events and `now_and_then` in between, until the time is over, somebody or the agent ends it, or
+    /// one of them fails.
+    pub(crate) fn each(
+        &mut self,
+        duration: Option<Duration>,
+        mut each: impl FnMut(&Connection) -> anyhow::Result<()>,
+        mut now_and_then: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let end = duration.map(|duration| Instant::now() + duration);
+        let mut last = Instant::now();
+        loop {
+            let now = Instant::now();
+            if self.has_ended || self.stop.load(Ordering::Relaxed) || end.is_some_and(|end| now >= end) {
+                break;
+            }
+            let next = end.map_or(last + PERIOD, |end| end.min(last + PERIOD));
+            self.take(next, &mut each)?;
+            if last.elapsed() >= PERIOD {
+                last = Instant::now();
+                now_and_then()?;
+            }
+        }
+        now_and_then()
+    }
+
+    /// What happened up to now, and was still on its way.
+    pub(crate) fn rest(
+        &mut self,
+        mut each: impl FnMut(&Connection) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let end = Instant::now() + ON_THEIR_WAY;
+        while !self.has_ended && Instant::now() < end {
+            self.take(end, &mut each)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the agent ended them.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether all that happened was told.
+    pub(crate) fn are_complete(&self) -> bool {
+        self.lost == 0 && !self.has_ended
+    }
+
+    /// Says what was lost. An error if it was the agent that ended it.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        if self.lost > 0 {
+            say!("{} events were lost: this side reads too slowly", self.lost);
+        }
+        if self.has_ended {
+            bail!("the agent ended the stream");
+        }
+        Ok(())
+    }
+
+    /// Takes in what comes next, if it comes by then.
+    fn take(
+        &mut self,
+        by: Instant,
+        each: &mut impl FnMut(&Connection) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        match self.told.recv_timeout(by.saturating_duration_since(Instant::now())) {
+            Ok(Told::Event(text)) => {
+                each(&serde_json::from_str(&text).context("reading an event of the agent")?)
+            }
+            Ok(Told::Lost(count)) => {
+                self.lost += count;
+                Ok(())
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.has_ended = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Waits for so long, or until a signal comes.
+pub(crate) fn wait(duration: Duration, stop: &AtomicBool) {
+    let end = Instant::now() + duration;
+    while !stop.load(Ordering::Relaxed) && Instant::now() < end {
+        thread::sleep(PERIOD.min(end.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// Whether the other side may have ended TLS for a certificate that it got or missed. Of its words nothing is heard where
+/// they cross with this side's own.
+fn is_about_certificate(error: &ureq::Error) -> bool {
+    let error = match error {
+        ureq::Error::Rustls(error) => error,
+        ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(error) => error,
+            None => return matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+        },
+        _ => return false,
+    };
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::HandshakeFailure
+        )
+    )
 }
 
 /// The address without user and password, and these as a header.
@@ -194,26 +382,19 @@ fn decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-fn http(ca: Option<&Path>) -> anyhow::Result<ureq::Agent> {
+fn http(ca: Option<&Path>, who: Option<(&Path, &Path)>) -> anyhow::Result<ureq::Agent> {
+    let provider = Arc::new(ring::default_provider());
     let roots = match ca {
         None => RootCerts::PlatformVerifier,
         Some(path) => {
-            let text = std::fs::read(path).with_context(|| format!("--connect-ca {}", path.display()))?;
-            let certificates: Vec<Certificate<'static>> = parse_pem(&text)
-                .filter_map(|item| match item {
-                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                    _ => None,
-                })
-                .collect();
-            if certificates.is_empty() {
-                bail!("--connect-ca {}: no certificate in it (PEM is expected)", path.display());
-            }
-            RootCerts::from(certificates)
+            RootCerts::from(certificates("--connect-ca", path)?.iter().map(own).collect::<Vec<_>>())
         }
     };
+    let who = who.map(|(cert, key)| client_cert(cert, key, &provider)).transpose()?;
     let tls = TlsConfig::builder()
         .root_certs(roots)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .client_cert(who)
+        .unversioned_rustls_crypto_provider(provider)
         .build();
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -224,6 +405,42 @@ fn http(ca: Option<&Path>) -> anyhow::Result<ureq::Agent> {
         .tls_config(tls)
         .build();
     Ok(config.into())
+}
+
+/// Who this side is, once it is known that the key is that of the certificate.
+fn client_cert(cert: &Path, key: &Path, provider: &CryptoProvider) -> anyhow::Result<ClientCert> {
+    let chain = certificates("--connect-cert", cert)?;
+    let name = || format!("--connect-key {}", key.display());
+    let text = std::fs::read(key).with_context(name)?;
+    let no_key = || format!("{}: no private key in it (PEM without a passphrase is expected)", name());
+    let der = PrivateKeyDer::from_pem_slice(&text).with_context(no_key)?;
+    CertifiedKey::from_der(chain.clone(), der, provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            anyhow::anyhow!(
+                "{} is not the key of the certificate in --connect-cert {}",
+                name(),
+                cert.display()
+            )
+        }
+        error => anyhow::anyhow!("--connect-cert {}, {}: {error}", cert.display(), name()),
+    })?;
+    let chain: Vec<_> = chain.iter().map(own).collect();
+    Ok(ClientCert::new_with_certs(&chain, PrivateKey::from_pem(&text).with_context(no_key)?))
+}
+
+/// The certificates in an option's file.
+fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let name = || format!("{option} {}", path.display());
+    let text = std::fs::read(path).with_context(name)?;
+    let all: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().with_context(name)?;
+    if all.is_empty() {
+        bail!("{}: no certificate in it (PEM is expected)", name());
+    }
+    Ok(all)
+}
+
+fn own(der: &CertificateDer<'_>) -> Certificate<'static> {
+    Certificate::from_der(der).to_owned()
 }
 
 #[cfg(test)]

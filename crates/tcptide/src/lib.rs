@@ -57,12 +57,12 @@ pub fn main() -> ExitCode {
 fn run(command: Command, agent: Option<&Remote>) -> anyhow::Result<()> {
     match command {
         Command::Trace(args) => command::trace::run(&args, agent),
-        Command::Connlat(args) => command::connlat::run(&args),
-        Command::Rtt(args) => command::rtt::run(&args),
+        Command::Connlat(args) => command::connlat::run(&args, agent),
+        Command::Rtt(args) => command::rtt::run(&args, agent),
         Command::Conns(args) => command::conns::run(&args, agent),
         Command::States(args) => command::states::run(&args, agent),
         Command::Listen(args) => command::listen::run(&args, agent),
-        Command::Explain(args) => command::explain::run(&args),
+        Command::Explain(args) => command::explain::run(&args, agent),
         Command::Map(args) => command::map::run(&args, agent),
         Command::Containers(args) => command::containers::run(&args, agent),
         Command::Agent(args) => agent::run(&args),

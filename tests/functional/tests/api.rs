@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
@@ -12,6 +12,7 @@ use functional::cgroup::Cgroup;
 use functional::http::encode;
 use functional::netns::Netns;
 use functional::process::{output, require, wait_until};
+use functional::samples::{Sample, Scrape};
 use functional::tcptide::{Agent, Output, Streaming, Tcptide};
 use functional::witness;
 use functional::workload::{self, Running};
@@ -319,6 +320,151 @@ fn a_stream_lasts_as_long_as_it_is_read() {
     agent.stop().unwrap();
 }
 
+/// A container by the labels of its series.
+type Owner = [String; 3];
+/// A metric, the values of its own labels, and for a bucket its bound in seconds.
+type Series = (String, Vec<String>, Option<String>);
+
+const OWN: [&str; 3] = ["container", "pod", "namespace"];
+
+/// What `/metrics` tells of containers.
+fn of_metrics(scrape: &Scrape) -> BTreeMap<(Owner, Series), f64> {
+    // Those of network namespaces have the same labels, and so has what is known of a container beside its numbers.
+    let others = ["netns", "cgroup_path"];
+    let owned = scrape.samples.iter().filter(|sample| {
+        let has = |label: &&str| sample.labels.contains_key(*label);
+        OWN.iter().all(|label| has(&label)) && !others.iter().any(|label| has(&label))
+    });
+    let key = |sample: &Sample| {
+        let mut own: Vec<_> =
+            sample.labels.iter().filter(|(label, _)| !OWN.contains(&label.as_str())).collect();
+        own.retain(|(label, _)| *label != "le");
+        let values = own.into_iter().map(|(_, value)| value.clone()).collect();
+        let le = sample.labels.get("le").cloned();
+        (OWN.map(|label| sample.label(label).to_owned()), (sample.name.clone(), values, le))
+    };
+    owned.map(|sample| (key(sample), sample.value)).collect()
+}
+
+/// The value of such a series in what `/totals` tells of a container.
+fn in_totals(metrics: &Value, (name, values, le): &Series) -> Option<f64> {
+    for (suffix, field) in [("_count", "count"), ("_sum", "sum_us"), ("_bucket", "buckets")] {
+        let Some(histogram) = name.strip_suffix(suffix).and_then(|name| metrics.get(name)) else { continue };
+        let Some(le) = le else {
+            let number = histogram[field].as_u64()? as f64;
+            return Some(if field == "sum_us" { number / 1e6 } else { number });
+        };
+        // Those here are not cumulative, and their bounds are in whole microseconds.
+        let le: f64 = le.parse().unwrap();
+        let is_within = |bucket: &&Value| match bucket["le_us"].as_u64() {
+            Some(us) => us as f64 <= le * 1e6,
+            None => le.is_infinite(),
+        };
+        let within = histogram["buckets"].as_array()?.iter().filter(is_within);
+        return Some(within.map(|bucket| bucket["count"].as_u64().unwrap()).sum::<u64>() as f64);
+    }
+    let metric = metrics.get(name)?;
+    // With two labels either may come first.
+    let orders = [values.clone(), values.iter().rev().cloned().collect()];
+    orders.iter().find_map(|path| path.iter().try_fold(metric, |at, value| at.get(value))?.as_f64())
+}
+
+#[test]
+fn totals_are_what_the_metrics_tell_and_what_the_workloads_counted() {
+    let netns = Netns::new("api-totals").unwrap();
+    let [web, app] = ["totals-web", "totals-app"].map(|name| Cgroup::unique(name).unwrap());
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let all = ["--metrics.max-series", "1000000", "--metrics.resolution", "half-octave"];
+    let agent = Tcptide::find().unwrap().agent(all).unwrap();
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", "4"]).unwrap();
+    held.ready(SOON).unwrap();
+    let worked = churn(&web, &netns, "127.0.0.1:9601", "40");
+    assert_eq!((worked.opened, worked.failures()), (40, 0));
+    assert_eq!(churn(&web, &netns, "127.0.0.1:9602", "3").failures(), 3);
+    let closed = |scrape: &Scrape| {
+        [&web, &app].map(|cgroup| scrape.sum("tcptide_closed_total", &[("container", name(cgroup))]).unwrap())
+    };
+    wait_until("all to have ended", SOON, || Ok((closed(&agent.scrape()?) == [40.0; 2]).then_some(())))
+        .unwrap();
+
+    let before = of_metrics(&agent.scrape().unwrap());
+    let totals = agent.json("/api/v1/totals").unwrap();
+    let after = of_metrics(&agent.scrape().unwrap());
+    let containers = totals["containers"].as_array().unwrap();
+    let of = |cgroup: &Cgroup| {
+        let one = containers.iter().find(|one| one["container"]["name"] == name(cgroup));
+        one.unwrap_or_else(|| panic!("no {}: {totals}", name(cgroup)))["metrics"].clone()
+    };
+    let (web_counted, app_counted) = (of(&web), of(&app));
+    for (counted, sent, received) in [
+        (&web_counted, worked.bytes_sent, worked.bytes_received),
+        (&app_counted, worked.bytes_received, worked.bytes_sent),
+    ] {
+        assert_eq!(counted["tcptide_sent_bytes_total"], sent);
+        assert_eq!(counted["tcptide_received_bytes_total"], received);
+        assert_eq!(counted["tcptide_connections"]["established"], 4);
+        assert_eq!(counted["tcptide_closed_total"]["normal"], 40);
+    }
+    assert_eq!(web_counted["tcptide_opened_total"]["active"], 47);
+    assert_eq!(web_counted["tcptide_connect_failures_total"]["refused"], 3);
+    assert_eq!(web_counted["tcptide_connect_duration_seconds"]["count"], 44);
+    assert_eq!(app_counted["tcptide_opened_total"]["passive"], 44);
+
+    // Containers that others are told by, too, are for the sums of them.
+    let owner = |one: &Value| {
+        OWN.map(|label| {
+            let field = if label == "container" { "name" } else { label };
+            one["container"][field].as_str().unwrap_or_default().to_owned()
+        })
+    };
+    let mut quiet = BTreeMap::<Owner, usize>::new();
+    for ((who, series), value) in &before {
+        let mine: Vec<_> = containers.iter().filter(|one| owner(one) == *who).collect();
+        let told: Vec<_> = mine.iter().filter_map(|one| in_totals(&one["metrics"], series)).collect();
+        let Some(later) = after.get(&(who.clone(), series.clone())).copied() else { continue };
+        if mine.is_empty() {
+            // It has counted nothing.
+            assert_eq!(*value, 0.0, "{who:?} {series:?}");
+            continue;
+        }
+        assert!(!told.is_empty(), "{who:?} {series:?} is missing");
+        let told: f64 = told.iter().sum();
+        let is_gauge = series.0 == "tcptide_connections";
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-6 * a.abs().max(1.0);
+        if near(*value, later) {
+            assert!(is_gauge || near(*value, told), "{who:?} {series:?}: {value}, {told}");
+            *quiet.entry(who.clone()).or_default() += 1;
+        } else {
+            // It counts on, such as that in which this is asked.
+            assert!(
+                is_gauge || (*value <= told && told <= later),
+                "{who:?} {series:?}: {value}, {told}, {later}"
+            );
+        }
+    }
+    for (name, value) in web_counted.as_object().unwrap() {
+        let is_it =
+            |of: &str| of.strip_prefix(name.as_str()).is_some_and(|rest| ["", "_count"].contains(&rest));
+        let is_there = before.keys().any(|(_, (of, ..))| is_it(of));
+        assert!(is_there || value.as_object().is_some_and(|values| values.is_empty()), "{name} is no metric");
+    }
+    for cgroup in [&web, &app] {
+        let count = quiet.get(&[name(cgroup).to_owned(), String::new(), String::new()]);
+        assert!(count.is_some_and(|count| *count > 300), "{quiet:?}");
+    }
+    // What was asked for, and nothing else.
+    let few = format!("/api/v1/totals?metrics=tcptide_sent_bytes_total&container={}", encode(name(&web)));
+    let few = agent.json(&few).unwrap();
+    let metrics = serde_json::json!({ "tcptide_sent_bytes_total": worked.bytes_sent });
+    assert_eq!(
+        (few["containers"].as_array().unwrap().len(), &few["containers"][0]["metrics"]),
+        (1, &metrics)
+    );
+    held.finish().unwrap();
+    agent.stop().unwrap();
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
@@ -377,6 +523,6 @@ fn the_document_is_what_the_server_does() {
     ]);
     let said = command.current_dir(folder.path()).output().unwrap();
     let text = String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && text.contains("Tested: 7"), "{text}");
+    assert!(said.status.success() && text.contains("Tested: 8"), "{text}");
     agent.stop().unwrap();
 }

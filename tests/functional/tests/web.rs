@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use functional::process::{output, require, wait_until};
-use functional::tcptide::{Agent, Streaming, Tcptide};
+use functional::tcptide::{Agent, Output, Streaming, Tcptide};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -285,6 +285,64 @@ fn number(answer: &str, series: &str) -> Option<f64> {
 /// The bcrypt hashes of `one` and `two`, made by the C library.
 const ONE: &str = "$2y$04$abcdefghijklmnopqrstuuuiMd1XkP3MYkehzxpPHB6m5Tr0FZSYG";
 const TWO: &str = "$2b$05$ABCDEFGHIJKLMNOPQRSTUOpNXNyE7ehKewXynVhfWV9i59S3qBtcO";
+
+/// As `tcptide` itself asks.
+#[test]
+fn who_asks_with_connect_shows_a_certificate() {
+    let pki = Pki::new();
+    for authority in ["ca", "other"] {
+        pki.authority(authority);
+    }
+    for (name, by) in [("server", "ca"), ("somebody", "ca"), ("stranger", "other")] {
+        pki.issue(name, "DNS:localhost", by);
+    }
+    let config = |version: &str| {
+        format!(
+            "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n  client_ca_file: ca.pem\n\
+             \x20 client_auth_type: RequireAndVerifyClientCert\n  max_version: {version}\n"
+        )
+    };
+    let (agent, at) = agent_with(&pki.write("web.yml", &config("TLS13")));
+    let url = format!("https://localhost:{}", at.port());
+    let ask = |args: &[&str]| {
+        let args = [&["states", "-o", "json", "--connect", &url], args].concat();
+        Tcptide::find().unwrap().run(args).unwrap()
+    };
+    let file = |name: &str| pki.path(name);
+    let [ca, cert, key] = ["ca.pem", "somebody.pem", "somebody.key"].map(file);
+    let [strange_cert, strange_key, missing] = ["stranger.pem", "stranger.key", "missing.pem"].map(file);
+    for version in ["TLS13", "TLS12"] {
+        pki.write("web.yml", &config(version));
+        let with =
+            |cert: &str, key: &str| ask(&["--connect-ca", &ca, "--connect-cert", cert, "--connect-key", key]);
+        assert!(with(&cert, &key).success().unwrap().json().unwrap().is_array());
+        let said = |output: Output, words: &[&str]| {
+            let stderr = output.stderr.join("\n");
+            assert_eq!(output.status.code(), Some(1), "{version}: {stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{version} {words:?}: {stderr}");
+        };
+        said(ask(&["--connect-ca", &ca]), &["--connect-cert FILE --connect-key FILE"]);
+        said(with(&strange_cert, &strange_key), &["not to take the certificate in --connect-cert"]);
+        said(
+            with(&cert, &strange_key),
+            &["is not the key of the certificate", "stranger.key", "somebody.pem"],
+        );
+        said(with(&missing, &key), &["--connect-cert", "missing.pem", "No such file"]);
+        said(with(&cert, &missing), &["--connect-key", "missing.pem", "No such file"]);
+        said(with(&key, &key), &["--connect-cert", "no certificate in it"]);
+        said(with(&cert, &cert), &["--connect-key", "no private key in it"]);
+    }
+    for alone in [["--connect-cert", &cert], ["--connect-key", &key]] {
+        let output = ask(&alone);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let other = if alone[0] == "--connect-cert" { "--connect-key" } else { "--connect-cert" };
+        assert!(output.stderr.join("\n").contains(other), "{output:?}");
+    }
+    let plain = ["states", "--connect", "http://127.0.0.1:1", "--connect-cert", &cert, "--connect-key", &key];
+    let output = Tcptide::find().unwrap().run(plain).unwrap();
+    assert!(output.stderr.join("\n").contains("no https:// address"), "{output:?}");
+    agent.interrupt().unwrap();
+}
 
 #[test]
 fn only_who_has_a_good_certificate_and_the_right_password_is_answered() {

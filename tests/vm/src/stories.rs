@@ -19,7 +19,7 @@ const AT_MOST: usize = 30;
 const ON_EACH: &[&str] = &["capabilities", "effort", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
 const NOT_ROUND: &[&str] =
-    &["agent", "api", "bad_places", "edges", "explain", "exposition", "filters", "web"];
+    &["agent", "api", "bad_places", "edges", "explain", "exposition", "filters", "remote", "web"];
 
 /// What is left out: a file of the functional tests, one of its tests or `*`, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
@@ -30,6 +30,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("exposition", "series_of_what_is_gone_end_at_once", NO_PROMETHEUS),
     ("web", "a_web_configuration_that_is_no_good_ends_the_start", NO_OPENSSL),
     ("web", "only_who_has_a_good_certificate_and_the_right_password_is_answered", NO_OPENSSL),
+    ("web", "who_asks_with_connect_shows_a_certificate", NO_OPENSSL),
     ("web", "what_changes_while_it_serves_holds_for_the_next_who_asks", NO_OPENSSL),
     ("docker", "*", NO_DOCKER),
     ("agent", "a_removed_containers_series_stay_for_the_grace_period", NO_DOCKER),

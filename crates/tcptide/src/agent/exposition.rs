@@ -184,6 +184,9 @@ impl Rest {
 /// of scrapes one for each format, with gzip and without.
 const ADDED: usize = 13;
 
+/// The text of one metric of a thousand containers is 4 MB: it is sent in pieces of some such size, bytes.
+const PIECE: usize = 256 << 10;
+
 impl Exposition {
     pub(crate) fn new(
         samples: Arc<Vec<Sample>>,
@@ -211,33 +214,47 @@ impl Exposition {
     ) -> impl Iterator<Item = Vec<u8>> + use<> {
         let last: Vec<_> = of_scrapes(scrapes).iter().map(|family| family.written(format)).collect();
         let end = if format == Format::OpenMetrics { text::END } else { "" };
-        let families = METRICS.len() + EDGE_METRICS.len() + self.others.len();
-        (0..families).map(move |at| self.family(at, format)).chain(last).chain([end.as_bytes().to_vec()])
+        let of_containers = Arc::clone(&self);
+        let metrics = (0..METRICS.len()).flat_map(move |at| of_containers.metric(at, format));
+        let rest = EDGE_METRICS.len() + self.others.len();
+        let rest = (0..rest).map(move |at| self.of_no_container(at, format));
+        metrics.chain(rest).chain(last).chain([end.as_bytes().to_vec()])
     }
 
-    /// One metric: first those of [`METRICS`], then of edges, then the others. Nothing of one without a sample.
-    fn family(&self, at: usize, format: Format) -> Vec<u8> {
-        let Some(metric) = METRICS.get(at) else {
-            let at = at - METRICS.len();
-            if let Some(metric) = EDGE_METRICS.get(at) {
-                return self.of_edges(metric, format);
-            }
-            let family = self.others.get(at - EDGE_METRICS.len());
-            return family.map(|family| family.written(format)).unwrap_or_default();
-        };
+    /// One of [`METRICS`], in pieces where the format has them; nothing of one without a sample.
+    fn metric(self: &Arc<Self>, at: usize, format: Format) -> impl Iterator<Item = Vec<u8>> + use<> {
+        let this = Arc::clone(self);
+        let first = this.samples.first().and_then(|sample| sample.readings.get(at));
+        let lines = first.filter(|_| this.shape.present[at]);
+        let lines = lines.map(|reading| Lines::new(&METRICS[at], reading, this.shape.buckets));
         let exemplar = exemplars::of_metric(at);
-        let owners = self.owners.iter().zip(&self.slowest).zip(self.samples.iter());
-        let mut readings = owners.filter_map(|((owner, slowest), sample)| {
-            let reading = sample.readings.get(at).filter(|_| self.shape.present[at])?;
-            Some((owner, exemplar.and_then(|at| slowest[at].as_ref()), reading))
-        });
-        let Some(first) = readings.next() else { return Vec::new() };
-        let mut family = family::Family::new(format, metric.name, metric.kind, metric.help);
-        let lines = Lines::new(metric, first.2, self.shape.buckets);
-        for (owner, exemplar, reading) in std::iter::once(first).chain(readings) {
-            lines.write(&mut family, owner, reading, exemplar);
+        let metric = &METRICS[at];
+        let mut family = Some(family::Family::new(format, metric.name, metric.kind, metric.help));
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let (lines, mut piece) = lines.as_ref().zip(family.take())?;
+            while let Some(sample) = this.samples.get(next) {
+                if let Some(reading) = sample.readings.get(at) {
+                    let exemplar = exemplar.and_then(|at| this.slowest[next][at].as_ref());
+                    lines.write(&mut piece, &this.owners[next], reading, exemplar);
+                }
+                next += 1;
+                if let Some(bytes) = piece.take(PIECE) {
+                    family = Some(piece);
+                    return Some(bytes);
+                }
+            }
+            Some(piece.finish())
+        })
+    }
+
+    /// Those of edges, then the others.
+    fn of_no_container(&self, at: usize, format: Format) -> Vec<u8> {
+        if let Some(metric) = EDGE_METRICS.get(at) {
+            return self.of_edges(metric, format);
         }
-        family.finish()
+        let family = self.others.get(at - EDGE_METRICS.len());
+        family.map(|family| family.written(format)).unwrap_or_default()
     }
 
     fn of_edges(&self, metric: &EdgeMetric, format: Format) -> Vec<u8> {
@@ -551,6 +568,33 @@ mod tests {
 
     fn text(exposition: &Arc<Exposition>, format: Format) -> String {
         String::from_utf8(bytes(exposition, format)).unwrap()
+    }
+
+    #[test]
+    fn a_metric_of_many_containers_comes_in_pieces_that_lack_nothing() {
+        let one = openmetrics("web", &about());
+        let many = 400;
+        let samples = (0..many)
+            .map(|n| sample(&format!("web-{n}"), &Totals { sent_bytes: n, ..Totals::default() }))
+            .collect();
+        let all = exposition(samples, &OfNamespaces::default(), &about());
+        let pieces: Vec<_> = Arc::clone(&all)
+            .answer(Format::OpenMetrics, &Scrapes::default())
+            .map(|piece| piece.len())
+            .collect();
+        assert!(pieces.iter().all(|length| *length < PIECE + (16 << 10)), "{:?}", pieces.iter().max());
+        assert!(pieces.iter().filter(|length| **length >= PIECE).count() > 3);
+        let text = text(&all, Format::OpenMetrics);
+        let mut lines = BTreeMap::<&str, usize>::new();
+        text.lines().for_each(|line| *lines.entry(line).or_default() += 1);
+        assert!(lines.values().all(|count| *count == 1), "each line is there once");
+        let types = lines.keys().filter(|line| line.starts_with("# TYPE ")).count();
+        assert_eq!(types, one.lines().filter(|line| line.starts_with("# TYPE ")).count());
+        for n in 0..many {
+            let line =
+                format!("tcptide_sent_bytes_total{{container=\"web-{n}\",pod=\"\",namespace=\"\"}} {n}");
+            assert!(lines.contains_key(line.as_str()), "{line}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One metric as it is sent, in whichever format: its samples, one after the other.
 
+use std::mem;
+
 use model::{
     histogram::{Histogram, Scale},
     metrics::Kind,
@@ -172,7 +174,18 @@ impl Family {
         }
     }
 
-    /// All of it; nothing without a sample.
+    /// What there is so far, if that are samples and they are so long; the rest follows. Only text has pieces.
+    pub(super) fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+        match self {
+            Self::Text { text, comments, .. } if text.len() >= length + *comments => {
+                *comments = 0;
+                Some(mem::take(text).into_bytes())
+            }
+            _ => None,
+        }
+    }
+
+    /// All of it, or what was not taken; nothing without a sample.
     pub(super) fn finish(self) -> Vec<u8> {
         match self {
             Self::Text { text, comments, .. } if text.len() > comments => text.into_bytes(),

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use model::{
     container::Container,
-    filter::Filter,
+    filter::{Filter, Subject},
     metrics::Reading,
     record::{CGROUP_OTHER, Strays, Totals},
 };
@@ -409,7 +409,10 @@ impl Worker {
             let id = then.cgroup_id;
             if self.directory.is_live(id) { self.directory.resolve(id) } else { Arc::clone(then) }
         };
-        Some(self.past.as_ref()?.since(time, |container| filter.matches(&container.subject()), now))
+        let is_wanted = |container: &Container| {
+            filter.matches(&Subject { cgroup_id: Some(container.cgroup_id), ..container.subject() })
+        };
+        Some(self.past.as_ref()?.since(time, is_wanted, now))
     }
 
     fn remember_edges(&mut self) -> anyhow::Result<()> {
@@ -505,7 +508,8 @@ impl Worker {
         let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
         for (id, totals) in &all {
             let container = owner_of(&self.directory, *id);
-            if !filter.matches(&container.subject()) || **totals == Totals::default() {
+            let subject = Subject { cgroup_id: Some(*id), ..container.subject() };
+            if !filter.matches(&subject) || **totals == Totals::default() {
                 continue;
             }
             let segments = totals.sent_segments + totals.received_segments;

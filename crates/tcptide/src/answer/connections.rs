@@ -11,3 +11,10 @@ pub(crate) struct Connections {
     pub(crate) matched: u64,
     pub(crate) connections: Vec<Connection>,
 }
+
+impl Connections {
+    /// Whether all of them are there.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.connections.len() as u64 >= self.matched
+    }
+}

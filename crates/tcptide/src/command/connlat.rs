@@ -4,13 +4,14 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     io::Write as _,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use jiff::{Timestamp, tz::TimeZone};
 use model::{
-    connection::{Connection, Event, connect_us},
+    connection::{Connection, Event},
     container::Container,
     histogram::{Histogram, Scale},
 };
@@ -20,6 +21,7 @@ use serde::Serialize;
 use super::{conns::process, endpoint, far_end, owner};
 use crate::{
     args::ConnlatArgs,
+    client::Remote,
     output::{
         bars::bars,
         format::Format,
@@ -110,70 +112,108 @@ impl Tally {
     }
 }
 
-pub(crate) fn run(args: &ConnlatArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ConnlatArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     let options = Options {
         events: Event::Established.bit() | Event::Fail.bit(),
         buffer: args.stream.buffer << 20,
         ..Options::default()
     };
     let mut session = Session::start_stream(&args.filter, &args.output, options, &args.peers)?;
-    let zone = TimeZone::system();
-    let format = args.output.output;
-    let screen = Screen::detect();
-    let stream = Stream::new(COLUMNS, format.is_wide(), screen);
-    let out = RefCell::new(Output::stdout());
-    let (whole, recent) = (RefCell::new(Tally::default()), RefCell::new(Tally::default()));
-    let mut last = Instant::now();
     session.announce();
-    if format.encoding().is_none() && args.interval.is_none() {
-        out.borrow_mut().write_all(stream.header().as_bytes())?;
-    }
+    let report = RefCell::new(Report::begin(args)?);
     session.stream(
         args.stream.duration,
-        |seen| {
-            let connection = seen.event();
-            let latency = if connection.event == Some(Event::Fail) {
-                connection.duration_us
-            } else {
-                connect_us(seen.record)
-            };
-            // Passive connections, and those whose SYN nobody saw.
-            let Some(latency) = latency else { return Ok(()) };
-            if args.min.is_some_and(|min| Duration::from_micros(latency) < min) {
-                return Ok(());
-            }
-            for tally in [&whole, &recent] {
-                let mut tally = tally.borrow_mut();
-                let Connects { latency: connected, failures, .. } = tally.of(seen.container);
-                match connection.close {
-                    Some(close) => *failures.entry(close.reason).or_default() += 1,
-                    None => connected.record(latency),
-                }
-            }
-            if args.interval.is_some() {
-                return Ok(());
-            }
-            let mut out = out.borrow_mut();
-            match format.encoding() {
-                Some(encoding) => encoding.item(&mut *out, &connection)?,
-                None => out.write_all(stream.row(&row(&connection, latency, &zone)).as_bytes())?,
-            }
-            Ok(())
-        },
-        |_| {
-            let mut out = out.borrow_mut();
-            if args.interval.is_some_and(|interval| last.elapsed() >= interval) {
-                last = Instant::now();
-                recent.take().print(&mut out, format, &screen, false)?;
-            }
-            Ok(out.flush()?)
-        },
+        |seen| report.borrow_mut().see(&seen.event()),
+        |_| report.borrow_mut().now_and_then(),
     )?;
-    let mut out = out.into_inner();
-    whole.into_inner().print(&mut out, format, &screen, true)?;
-    out.flush()?;
+    report.into_inner().end()?;
     session.report_losses();
     Ok(())
+}
+
+/// The same, as an agent tells it.
+fn show_of(agent: &Remote, args: &ConnlatArgs) -> anyhow::Result<()> {
+    let mut events = agent.events(&["duration", "min", "interval"], &[("events", "established,fail")])?;
+    let report = RefCell::new(Report::begin(args)?);
+    let see = |event: &Connection| report.borrow_mut().see(event);
+    events.each(args.stream.duration, see, || report.borrow_mut().now_and_then())?;
+    events.rest(see)?;
+    report.into_inner().end()?;
+    events.finish()
+}
+
+/// What is told of connects: each, or now and then what they came to, and at the end what all of them did.
+struct Report<'a> {
+    args: &'a ConnlatArgs,
+    zone: TimeZone,
+    screen: Screen,
+    stream: Stream<'static>,
+    out: Output,
+    whole: Tally,
+    recent: Tally,
+    last: Instant,
+}
+
+impl<'a> Report<'a> {
+    fn begin(args: &'a ConnlatArgs) -> anyhow::Result<Self> {
+        let format = args.output.output;
+        let screen = Screen::detect();
+        let stream = Stream::new(COLUMNS, format.is_wide(), screen);
+        let mut out = Output::stdout();
+        if format.encoding().is_none() && args.interval.is_none() {
+            out.write_all(stream.header().as_bytes())?;
+        }
+        let (whole, recent) = (Tally::default(), Tally::default());
+        Ok(Self { args, zone: TimeZone::system(), screen, stream, out, whole, recent, last: Instant::now() })
+    }
+
+    fn see(&mut self, connection: &Connection) -> anyhow::Result<()> {
+        let latency = if connection.event == Some(Event::Fail) {
+            connection.duration_us
+        } else {
+            connection.connect_us
+        };
+        // Passive connections, and those whose SYN nobody saw.
+        let Some(latency) = latency else { return Ok(()) };
+        if self.args.min.is_some_and(|min| Duration::from_micros(latency) < min) {
+            return Ok(());
+        }
+        for tally in [&mut self.whole, &mut self.recent] {
+            let Connects { latency: connected, failures, .. } = tally.of(&connection.container);
+            match connection.close {
+                Some(close) => *failures.entry(close.reason).or_default() += 1,
+                None => connected.record(latency),
+            }
+        }
+        if self.args.interval.is_some() {
+            return Ok(());
+        }
+        match self.args.output.output.encoding() {
+            Some(encoding) => encoding.item(&mut self.out, connection)?,
+            None => {
+                let row = self.stream.row(&row(connection, latency, &self.zone));
+                self.out.write_all(row.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn now_and_then(&mut self) -> anyhow::Result<()> {
+        if self.args.interval.is_some_and(|interval| self.last.elapsed() >= interval) {
+            self.last = Instant::now();
+            let recent = mem::take(&mut self.recent);
+            recent.print(&mut self.out, self.args.output.output, &self.screen, false)?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    fn end(mut self) -> anyhow::Result<()> {
+        self.whole.print(&mut self.out, self.args.output.output, &self.screen, true)?;
+        Ok(self.out.flush()?)
+    }
 }
 
 fn row(c: &Connection, latency: u64, zone: &TimeZone) -> Vec<Cell> {

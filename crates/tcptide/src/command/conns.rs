@@ -41,7 +41,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// How many are asked of an agent.
-const MOST: &str = "100000";
+pub(crate) const MOST: &str = "100000";
 
 pub(crate) fn run(args: &ConnsArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
     if let Some(agent) = agent {

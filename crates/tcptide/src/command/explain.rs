@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write as _,
+    time::{Duration, Instant},
 };
 
+use clap::CommandFactory as _;
 use model::{
     connection::Connection,
     explain::{Cause, Verdict, explain},
@@ -13,16 +15,22 @@ use model::{
 use probe::Options;
 use serde::Serialize;
 
-use super::{conns::process, endpoint, explain_no_peer, far_end, owner};
+use super::{
+    conns::{MOST, process},
+    endpoint, explain_no_peer, far_end, owner,
+};
 use crate::{
+    agent::query,
+    answer::connections::Connections,
     args::ExplainArgs,
+    client::{Remote, wait},
     output::{
         say,
         style::Role,
         writer::{Output, Screen},
     },
     peers::Starts,
-    session::{ROWS, Session, connection},
+    session::{ROWS, Session, connection, stop_flag},
 };
 
 #[derive(Serialize)]
@@ -32,30 +40,33 @@ struct Explained {
     verdicts: Vec<Verdict>,
 }
 
-pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ExplainArgs, agent: Option<&Remote>) -> anyhow::Result<()> {
+    if let Some(agent) = agent {
+        return show_of(agent, args);
+    }
     // With samples, so that closed windows are seen between the looks too.
     let options = Options { rows: ROWS, samples: true, read_delay: true, ..Options::default() };
     let mut session = Session::start_with_peers(&args.filter, &args.output, options, false)?;
     session.insist_on_owners()?;
     let is_asked_for = |row: &record::Connection| args.connection.is_none_or(|cookie| cookie == row.cookie);
     let mut before = HashMap::new();
-    session.walk(|row, _, _| {
+    session.walk(|row, container, clock| {
         if is_asked_for(row) {
-            before.insert(row.cookie, *row);
+            before.insert(row.cookie, connection(row, container, clock, false));
         }
     })?;
     say!("looking again in {:?}", args.duration);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     // Nothing is streamed: this is the way to wait that Ctrl-C ends.
     session.stream(Some(args.duration), |_| Ok(()), |_| Ok(()))?;
-    let interval_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let interval = begun.elapsed();
     // By cookie: a walk in several parts may meet a connection again.
     let mut all = BTreeMap::new();
     let walk = session.walk(|row, container, clock| {
-        let verdicts = explain(before.get(&row.cookie), row, interval_us);
-        if is_asked_for(row) && !verdicts.is_empty() {
-            let connection = connection(row, container, clock, false);
-            all.insert(row.cookie, (Explained { connection, verdicts }, Starts::of(row)));
+        if is_asked_for(row)
+            && let Some(one) = explained(&before, connection(row, container, clock, false), interval)
+        {
+            all.insert(row.cookie, (one, Starts::of(row)));
         }
     })?;
     let with_peer = |(mut one, starts): (Explained, Option<Starts>)| {
@@ -64,16 +75,76 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<()> {
     };
     let mut all: Vec<_> = all.into_values().filter_map(with_peer).collect();
     session.name_peers(&mut all.iter_mut().map(|one| &mut one.connection).collect::<Vec<_>>());
-    all.sort_by(|a, b| gravity(b).total_cmp(&gravity(a)));
+    insist_on_the_one(args, &all)?;
+    explain_no_peer(&session, &args.peer, all.len(), walk.sockets);
+    show(args, all)?;
+    session.report_losses();
+    Ok(())
+}
+
+/// The same, by two looks of an agent.
+fn show_of(agent: &Remote, args: &ExplainArgs) -> anyhow::Result<()> {
+    let cookie = args.connection.map(|cookie| cookie.to_string());
+    let mut more = vec![("all", "true"), ("limit", MOST)];
+    more.extend(cookie.as_deref().map(|cookie| ("cookie", cookie)));
+    let look = || -> anyhow::Result<Connections> {
+        agent.get("connections", &query::Connections::command(), &["duration", "top"], &more)
+    };
+    let stop = stop_flag()?;
+    let first = look()?;
+    let is_whole = first.is_whole();
+    let before: HashMap<_, _> = first.connections.into_iter().map(|one| (one.cookie, one)).collect();
+    say!("looking again in {:?}", args.duration);
+    let begun = Instant::now();
+    wait(args.duration, &stop);
+    let interval = begun.elapsed();
+    let last = look()?;
+    let (matched, told) = (last.matched, last.connections.len());
+    let measures_reads = last.connections.iter().any(|one| one.read_delay.is_some());
+    // Of one that the first look left out it is not known what it had done by then.
+    let is_known = |one: &Connection| is_whole || before.contains_key(&one.cookie);
+    let known = last.connections.into_iter().filter(is_known);
+    let all: Vec<_> = known.filter_map(|one| explained(&before, one, interval)).collect();
+    insist_on_the_one(args, &all)?;
+    show(args, all)?;
+    if !is_whole || told < usize::try_from(matched).unwrap_or(usize::MAX) {
+        say!("only of those that have carried most it is told: {told} of {matched}");
+    }
+    if told > 0 && !measures_reads {
+        say!(
+            "this agent does not measure how long data waits to be read: it was started without --read-delay"
+        );
+    }
+    Ok(())
+}
+
+/// What is to be said of a connection, if it was seen before or has come since.
+fn explained(
+    before: &HashMap<u64, Connection>,
+    connection: Connection,
+    interval: Duration,
+) -> Option<Explained> {
+    let interval_us = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
+    let verdicts = explain(before.get(&connection.cookie), &connection, interval_us);
+    (!verdicts.is_empty()).then_some(Explained { connection, verdicts })
+}
+
+/// An error if there is no connection with the cookie that was asked for.
+fn insist_on_the_one(args: &ExplainArgs, all: &[Explained]) -> anyhow::Result<()> {
     match args.connection {
         Some(cookie) if all.is_empty() && args.peer.is_empty() => {
             anyhow::bail!("no connection has the cookie {cookie}: `tcptide conns -o wide` shows them");
         }
-        _ => explain_no_peer(&session, &args.peer, all.len(), walk.sockets),
+        _ => Ok(()),
     }
-    print(args, &all)?;
-    session.report_losses();
-    Ok(())
+}
+
+/// The gravest first.
+fn show(args: &ExplainArgs, mut all: Vec<Explained>) -> anyhow::Result<()> {
+    all.sort_by(|a, b| {
+        gravity(b).total_cmp(&gravity(a)).then_with(|| a.connection.cookie.cmp(&b.connection.cookie))
+    });
+    print(args, &all)
 }
 
 /// What is in order comes last.

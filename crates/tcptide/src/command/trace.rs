@@ -1,14 +1,7 @@
 //! `tcptide trace`: connections as they open, fail and close.
 
-use std::{
-    cell::RefCell,
-    io::Write as _,
-    sync::{atomic::Ordering, mpsc::RecvTimeoutError},
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, io::Write as _};
 
-use anyhow::{Context as _, bail};
-use clap::CommandFactory as _;
 use jiff::tz::TimeZone;
 use model::connection::{Connection, Event};
 use probe::Options;
@@ -18,22 +11,17 @@ use super::{
     endpoint, far_end, owner,
 };
 use crate::{
-    agent::query,
     args::TraceArgs,
-    client::{Remote, Told},
+    client::Remote,
     output::{
         format::Format,
-        say,
         style::Role,
         table::{Cell, Column, Stream},
         units,
         writer::{Output, Screen},
     },
-    session::{Session, stop_flag},
+    session::Session,
 };
-
-/// How often what came from an agent is shown, at least.
-const PERIOD: Duration = Duration::from_millis(50);
 
 const COLUMNS: &[Column] = &[
     Column::left("TIME").width(12),
@@ -80,34 +68,13 @@ pub(crate) fn run(args: &TraceArgs, agent: Option<&Remote>) -> anyhow::Result<()
 
 /// The same, as an agent tells it.
 fn show_of(agent: &Remote, args: &TraceArgs) -> anyhow::Result<()> {
-    let stop = stop_flag()?;
-    let told = agent.follow("events", &query::Events::command(), &["duration"])?;
-    let mut lines = Lines::begin(args.output.output)?;
-    let end = args.stream.duration.map(|duration| Instant::now() + duration);
-    let mut lost = 0;
-    let ended = loop {
-        if stop.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end) {
-            break false;
-        }
-        let left = end.map_or(PERIOD, |end| end.saturating_duration_since(Instant::now()));
-        match told.recv_timeout(PERIOD.min(left)) {
-            Ok(Told::Event(text)) => {
-                let event = serde_json::from_str(&text).context("reading an event of the agent")?;
-                lines.write(&event)?;
-            }
-            Ok(Told::Lost(count)) => lost += count,
-            Err(RecvTimeoutError::Timeout) => lines.out.flush()?,
-            Err(RecvTimeoutError::Disconnected) => break true,
-        }
-    };
-    lines.out.flush()?;
-    if lost > 0 {
-        say!("{lost} events were lost: this side reads too slowly");
-    }
-    if ended {
-        bail!("the agent ended the stream");
-    }
-    Ok(())
+    let mut events = agent.events(&["duration"], &[])?;
+    let lines = RefCell::new(Lines::begin(args.output.output)?);
+    let write = |event: &Connection| lines.borrow_mut().write(event);
+    events.each(args.stream.duration, write, || Ok(lines.borrow_mut().out.flush()?))?;
+    events.rest(write)?;
+    lines.into_inner().out.flush()?;
+    events.finish()
 }
 
 /// Where events go.

@@ -160,10 +160,12 @@ async fn ask<T: Send + 'static>(
 }
 
 async fn connections(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
-    let query::Connections { all, limit, filter, peer } = query::parse(query.as_deref())?;
+    let query::Connections { all, limit, cookie, filter, peer } = query::parse(query.as_deref())?;
     let filter = filter.filter();
     let found = ask(&gauge, move |worker| {
-        let is_wanted = move |r: &record::Connection| all || r.state != LISTEN;
+        let is_wanted = move |r: &record::Connection| {
+            (all || r.state != LISTEN) && cookie.is_none_or(|cookie| cookie == r.cookie)
+        };
         worker.look(&filter, Some(&peer), limit as usize, &is_wanted)
     });
     let Found { matched, connections } = found.await?;

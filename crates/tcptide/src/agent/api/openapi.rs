@@ -1,6 +1,7 @@
 //! The OpenAPI document: made from the table of endpoints, the options behind their parameters, and the types of the answers.
 
 use clap::{Arg, ArgAction};
+use model::metrics::METRICS;
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
@@ -61,6 +62,7 @@ fn parameter(arg: &Arg) -> Option<Value> {
     let mut schema = match (value_name, is_flag) {
         (_, true) => json!({ "type": "boolean", "default": false }),
         (Some("NUMBER"), _) => json!({ "type": "integer", "minimum": 1, "maximum": super::query::MOST }),
+        (Some("COOKIE"), _) => json!({ "type": "integer", "minimum": 1, "maximum": u64::MAX }),
         (Some(what), _) => match pattern(what) {
             Some(pattern) => json!({ "type": "string", "pattern": pattern }),
             None => json!({ "type": "string", "minLength": 1 }),
@@ -73,8 +75,7 @@ fn parameter(arg: &Arg) -> Option<Value> {
         schema.insert("default".to_owned(), default.into());
     }
     if arg.get_action().takes_values() && !values.is_empty() && !is_flag {
-        let one = values.join("|");
-        schema = json!({ "type": "string", "pattern": format!("^({one})(,({one}))*$") });
+        schema = json!({ "type": "string", "pattern": list_of(values.iter().map(String::as_str)) });
     }
     debug_assert!(!matches!(arg.get_action(), ArgAction::SetTrue), "a flag takes true and false here");
     let description = arg.get_help().map(ToString::to_string);
@@ -89,6 +90,12 @@ const NETWORK: &str = "((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\\.(25[0-5]|
                        (([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,7}:)\
                        (/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
 
+/// A list of some of these.
+fn list_of<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    let one = values.collect::<Vec<_>>().join("|");
+    format!("^({one})(,({one}))*$")
+}
+
 /// What values look like, by what the options call them.
 fn pattern(what: &str) -> Option<String> {
     let list = match what {
@@ -96,6 +103,7 @@ fn pattern(what: &str) -> Option<String> {
         "PORTS" => "^!?[1-9][0-9]{0,3}(,!?[1-9][0-9]{0,3})*$",
         "PIDS" => "^!?[1-9][0-9]{0,8}(,!?[1-9][0-9]{0,8})*$",
         "PATHS" => r"^!?(/[^,!\s]*|[0-9]{1,18})(,!?(/[^,!\s]*|[0-9]{1,18}))*$",
+        "METRICS" => return Some(list_of(METRICS.iter().map(|metric| metric.name))),
         "CIDRS" => return Some(format!("^!?{NETWORK}(,!?{NETWORK})*$")),
         "TIME" => "^[1-9][0-9]{0,4}(ms|s|m|h)$",
         _ => return None,

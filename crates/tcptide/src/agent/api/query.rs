@@ -29,6 +29,9 @@ pub(crate) struct Connections {
     /// So many at most, those that have carried most
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     pub(super) limit: u32,
+    /// Only the one whose socket has this cookie
+    #[arg(long, value_name = "COOKIE", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) cookie: Option<u64>,
     #[command(flatten)]
     pub(super) filter: FilterArgs,
     #[command(flatten)]
@@ -63,7 +66,7 @@ pub(crate) struct Containers {
 #[command(no_binary_name = true, disable_help_flag = true)]
 pub(crate) struct Totals {
     /// Only these, a list of their names; without it, all
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
+    #[arg(long, value_name = "METRICS", value_delimiter = ',', value_parser = metric)]
     pub(super) metrics: Vec<usize>,
     #[command(flatten)]
     pub(super) filter: OwnerFilterArgs,
