@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Rtt(RttArgs),
     /// Live connections
     Conns(ConnsArgs),
+    /// The live screen: containers with their rates, round-trip times and troubles, down to one connection
+    Top(TopArgs),
     /// Who talks to whom: containers, their peers, and what goes between them
     Map(MapArgs),
     /// Sockets by container and TCP state
@@ -222,6 +224,49 @@ impl RuntimeArgs {
         let variables = ["DOCKER_HOST", "CONTAINER_RUNTIME_ENDPOINT", "XDG_RUNTIME_DIR"];
         !self.sockets.is_empty() || variables.into_iter().any(|name| std::env::var_os(name).is_some())
     }
+}
+
+/// What the live screen shows first, and whence.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Look this often, such as 500ms, 2s
+    #[arg(long, value_name = "TIME", default_value = "1s", allow_hyphen_values = true, value_parser = refresh)]
+    pub(crate) interval: Duration,
+    /// Sort the containers by this
+    #[arg(long, value_enum, value_name = "COLUMN", default_value_t = TopColumn::Connections)]
+    pub(crate) sort: TopColumn,
+    /// Look twice, an interval apart, print what the screen would show, and end: for scripts
+    #[arg(long)]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) filter: OwnerFilterArgs,
+    #[command(flatten)]
+    pub(crate) runtimes: RuntimeArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// A column of the containers, in the order in which they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopColumn {
+    /// The name
+    Container,
+    /// Live connections
+    Connections,
+    /// Bytes sent a second
+    Out,
+    /// Bytes received a second
+    In,
+    /// Median round-trip time
+    P50,
+    /// 99th percentile of round-trip times
+    P99,
+    /// The share of segments that were sent again
+    Retransmits,
+    /// Failed connects a second
+    Failed,
+    /// What holds it back
+    Limit,
 }
 
 /// How long a stream runs.
@@ -662,6 +707,17 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     if interval < Duration::from_secs(1) { Err("must be a second at least".to_owned()) } else { Ok(interval) }
+}
+
+/// One that a person can follow, and the host afford.
+fn refresh(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let most = Duration::from_secs(3600);
+    if (Duration::from_millis(100)..=most).contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("must be from 100ms to 1h".to_owned())
+    }
 }
 
 fn buffer(text: &str) -> Result<u32, String> {

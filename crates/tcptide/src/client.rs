@@ -65,7 +65,7 @@ struct Said {
 }
 
 /// What comes on a stream.
-enum Told {
+pub(crate) enum Told {
     /// An event's data.
     Event(String),
     /// There was no room for so many.
@@ -140,7 +140,7 @@ impl Remote {
     }
 
     /// Follows a stream; lines come through the channel until the agent ends it.
-    fn follow(
+    pub(crate) fn follow(
         &self,
         what: &str,
         takes: &clap::Command,

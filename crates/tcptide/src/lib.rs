@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
     let command = config::registry();
     let given = matches.subcommand().and_then(|(name, given)| Some((given, command.find_subcommand(name)?)));
     let result = match given.map(|(given, command)| Remote::of(given, command)).transpose() {
-        Ok(agent) => run(cli.command, agent.flatten().as_ref()),
+        Ok(agent) => run(cli.command, agent.flatten()),
         Err(error) => Err(error),
     };
     match result {
@@ -54,8 +54,15 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs a command, with the agent that it is to ask instead.
-fn run(command: Command, agent: Option<&Remote>) -> anyhow::Result<()> {
+fn run(command: Command, agent: Option<Remote>) -> anyhow::Result<()> {
+    let command = match command {
+        Command::Top(args) => return command::top::run(&args, agent),
+        other => other,
+    };
+    let agent = agent.as_ref();
     match command {
+        // Done above: it takes the agent with it.
+        Command::Top(_) => Ok(()),
         Command::Trace(args) => command::trace::run(&args, agent),
         Command::Connlat(args) => command::connlat::run(&args, agent),
         Command::Rtt(args) => command::rtt::run(&args, agent),
@@ -78,7 +85,7 @@ fn start_logging() {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(output::log::stderr)
         .with_target(false)
         .without_time()
         .with_ansi(colour)

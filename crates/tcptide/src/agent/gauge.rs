@@ -140,10 +140,25 @@ impl Gauge {
         &self,
         question: impl FnOnce(&mut Worker) -> T + Send + 'static,
     ) -> Result<T, String> {
+        self.put(question)?.await.map_err(|_| gone())
+    }
+
+    /// The same, for who has nothing else to do meanwhile.
+    pub(super) fn ask_and_wait<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        self.put(question)?.blocking_recv().map_err(|_| gone())
+    }
+
+    fn put<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, String> {
         let (answer, answered) = oneshot::channel();
         let question = Box::new(move |worker: &mut Worker| drop(answer.send(question(worker))));
         self.requests.send(Request::Do(question)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())
+        Ok(answered)
     }
 
     /// New settings, and how reading them went.

@@ -1,5 +1,6 @@
 //! `tcptide agent`: the daemon. One thread owns the monitor and answers scrapes, one serves HTTP.
 
+mod answers;
 mod api;
 mod budget;
 mod edges;
@@ -11,6 +12,7 @@ pub(crate) mod fuzz;
 mod gauge;
 mod history;
 mod http;
+mod inside;
 mod ledger;
 mod namespaces;
 mod page;
@@ -36,7 +38,10 @@ use anyhow::{Context as _, bail};
 use probe::check_privileges;
 use rustix::thread::CapabilitySet;
 
-pub(crate) use self::web::Limits;
+pub(crate) use self::{
+    inside::{Following, Inside},
+    web::Limits,
+};
 use crate::{
     args::AgentArgs,
     output::{say, writer::Output},

@@ -189,7 +189,7 @@ fn print(args: &ExplainArgs, all: &[Explained]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn words(cause: Cause) -> (&'static str, Option<Role>) {
+pub(super) fn words(cause: Cause) -> (&'static str, Option<Role>) {
     match cause {
         Cause::NoAnswer => ("nobody answers", Some(Role::Bad)),
         Cause::NetworkLoss => ("the network loses segments", Some(Role::Bad)),

@@ -11,6 +11,7 @@ pub(crate) mod map;
 mod reconcile;
 pub(crate) mod rtt;
 pub(crate) mod states;
+pub(crate) mod top;
 pub(crate) mod trace;
 
 use std::io::Write as _;

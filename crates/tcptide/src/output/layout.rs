@@ -13,7 +13,7 @@ const GAP: usize = 2;
 
 /// Where each column that is shown stands.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     places: Vec<Place>,
     /// Headers of the columns that found no room.
     hidden: Vec<&'static str>,
@@ -42,7 +42,7 @@ pub(super) enum Overflow {
 impl Layout {
     /// Fits columns, of which each would like its width of `wanted`, into `limit`: those that may shrink
     /// do so, the widest first, then the ones of the highest rank are left out. One always remains.
-    pub(super) fn fit(columns: &[Column], wanted: &[usize], wide: bool, limit: Option<usize>) -> Self {
+    pub(crate) fn fit(columns: &[Column], wanted: &[usize], wide: bool, limit: Option<usize>) -> Self {
         let mut shown: Vec<usize> = (0..columns.len()).filter(|i| wide || !columns[*i].wide_only).collect();
         let mut hidden = Vec::new();
         loop {
@@ -61,6 +61,11 @@ impl Layout {
             let least = (0..shown.len()).max_by_key(|at| columns[shown[*at]].rank);
             hidden.extend(least.map(|at| shown.remove(at)));
         }
+    }
+
+    /// The columns that found room, each with its number, where it begins, and its width.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
+        self.places.iter().map(|place| (place.column, place.start, place.width))
     }
 
     /// One line, ended, of the cells that `cell` gives for a column's index.
@@ -145,7 +150,7 @@ fn place(columns: &[Column], shown: &[usize], widths: &[usize]) -> Vec<Place> {
 }
 
 /// The text, or as much of its beginning as fits into `width` with an `…` for the rest.
-pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
+pub(crate) fn cut(text: &str, width: usize) -> Cow<'_, str> {
     if text.width() <= width {
         return text.into();
     }

@@ -6,6 +6,7 @@
 //! * [`bars`]: a histogram drawn in text
 //! * [`units`]: durations, bytes, rates, times and addresses as people write them
 //! * [`style`]: what a colour means
+//! * [`log`]: where warnings go
 //! * [`writer`]: standard output, its width, and its end
 
 /// Says something to the person, beside what a command prints. Where nobody listens any more, it is not said.
@@ -20,6 +21,7 @@ pub(crate) use say;
 pub(crate) mod bars;
 pub(crate) mod format;
 pub(crate) mod layout;
+pub(crate) mod log;
 pub(crate) mod style;
 pub(crate) mod table;
 pub(crate) mod units;

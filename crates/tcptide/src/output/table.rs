@@ -64,6 +64,21 @@ impl Column {
         Self { wide_only: true, ..self }
     }
 
+    /// What stands above it.
+    pub(crate) const fn header(self) -> &'static str {
+        self.header
+    }
+
+    /// Its usual width.
+    pub(crate) const fn usual_width(self) -> usize {
+        self.width
+    }
+
+    /// On which side it is flush.
+    pub(crate) const fn align(self) -> Align {
+        self.align
+    }
+
     fn heading(self) -> (&'static str, Option<Role>) {
         (self.header, Some(Role::Header))
     }

@@ -1,10 +1,7 @@
 //! Each endpoint: its row in the table, and how it is answered.
 
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
     convert::Infallible,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,13 +17,6 @@ use axum::{
 };
 use clap::CommandFactory as _;
 use futures_util::stream;
-use jiff::Timestamp;
-use model::{
-    connection::{Connection, LISTEN},
-    container::Container,
-    filter::{Filter, Subject},
-    record,
-};
 use schemars::{Schema, SchemaGenerator};
 
 use super::{Refusal, json, openapi, query};
@@ -39,17 +29,14 @@ use crate::{
     answer::{
         connections::Connections,
         containers::{Containers, identified},
-        edges::{Edge, Edges, Node, fold},
+        edges::Edges,
         health::{Health, Lost},
         history::History,
-        listeners::{self, Listener, Listeners},
+        listeners::Listeners,
         programs::{Program, Programs},
         states::{self, Rows, States},
         totals::Totals,
     },
-    args::PeerArgs,
-    peers::{Peers, Starts},
-    session::{clock, connection, tell_far_end},
 };
 
 /// One endpoint.
@@ -162,13 +149,8 @@ async fn ask<T: Send + 'static>(
 async fn connections(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Connections { all, limit, cookie, filter, peer } = query::parse(query.as_deref())?;
     let filter = filter.filter();
-    let found = ask(&gauge, move |worker| {
-        let is_wanted = move |r: &record::Connection| {
-            (all || r.state != LISTEN) && cookie.is_none_or(|cookie| cookie == r.cookie)
-        };
-        worker.look(&filter, Some(&peer), limit as usize, &is_wanted)
-    });
-    let Found { matched, connections } = found.await?;
+    let found = ask(&gauge, move |worker| worker.connections(all, cookie, limit as usize, &filter, &peer));
+    let Connections { matched, connections } = found.await?;
     // A hundred thousand of them are 200 MB of text: it is made as it is taken.
     let begin = format!("{{\"matched\":{matched},\"connections\":[");
     let items = connections.into_iter().enumerate().map(|(at, connection)| {
@@ -200,13 +182,7 @@ async fn states(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result
 async fn listeners(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Listeners { filter } = query::parse(query.as_deref())?;
     let filter = filter.filter();
-    let found = ask(&gauge, move |worker| {
-        worker.look(&filter, None, usize::MAX, &|r: &record::Connection| r.state == LISTEN)
-    });
-    let of = |connection| Listener { connection, watched: None };
-    let mut listeners: Vec<_> = found.await?.connections.into_iter().map(of).collect();
-    listeners::sort(&mut listeners);
-    Ok(json(&Listeners { listeners }))
+    Ok(json(&ask(&gauge, move |worker| worker.listeners(&filter)).await?))
 }
 
 async fn containers(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
@@ -244,43 +220,17 @@ async fn history(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Resul
 async fn edges(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Edges { since, max_edges, filter, peer } = query::parse(query.as_deref())?;
     let filter = filter.filter();
-    let told = ask(&gauge, move |worker| {
-        worker.walk_edges(|edges, owner, name| edges.told(since, Instant::now(), owner, name))
-    });
-    let Some((covered, mut edges)) = told.await? else {
+    let told = ask(&gauge, move |worker| worker.edges(since, max_edges as usize, &filter, &peer));
+    let Some(edges) = told.await? else {
         return Err(Refusal::wrong("this agent does not count edges: it was started without --edges"));
     };
-    edges.retain(|edge| is_wanted(edge, &filter, &peer));
-    let matched = edges.len() as u64;
-    let now = Timestamp::now();
-    let seconds = covered.map(|covered| covered.as_secs_f64());
-    let since = covered.and_then(|covered| now.checked_sub(covered).ok());
-    Ok(json(&Edges { since, seconds, matched, edges: fold(edges, max_edges as usize) }))
-}
-
-/// Whether either end is asked for, with the other one at the far end.
-fn is_wanted(edge: &Edge, filter: &Filter, peer: &PeerArgs) -> bool {
-    let matches = |near: &Node, far: &Node| {
-        let subject = Subject {
-            local_port: edge.port,
-            peer_addr: if let Node::Address(address) = far { Some(*address) } else { None },
-            ..near.container().map(Container::subject).unwrap_or_default()
-        };
-        filter.matches(&subject) && peer.matches(far.container())
-    };
-    (filter.is_empty() && peer.is_empty())
-        || matches(&edge.client, &edge.server)
-        || matches(&edge.server, &edge.client)
+    Ok(json(&edges))
 }
 
 async fn events(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Events { events, filter, peer } = query::parse(query.as_deref())?;
     let wanted = Wanted { events: events.bits(), filter: filter.filter(), peer };
-    let told = ask(&gauge, move |worker| {
-        let told = worker.tails.add(wanted);
-        worker.send_wanted_events();
-        Ok(told)
-    });
+    let told = ask(&gauge, move |worker| Ok(worker.follow(wanted)));
     let told = stream::unfold(told.await?, async |mut told| {
         let event = match told.recv().await? {
             Told::Event(text) => Event::default().data(&text),
@@ -312,114 +262,4 @@ async fn health(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result
 async fn document(RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Nothing {} = query::parse(query.as_deref())?;
     Ok(json(&openapi::document()))
-}
-
-/// What a look found.
-struct Found {
-    matched: u64,
-    connections: Vec<Connection>,
-}
-
-/// A row by what it has carried, then by its cookie.
-struct Heavy(u64, Box<record::Connection>);
-
-impl Heavy {
-    fn key(&self) -> (u64, Reverse<u64>) {
-        (self.0, Reverse(self.1.cookie))
-    }
-}
-
-impl PartialEq for Heavy {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Heavy {}
-
-impl PartialOrd for Heavy {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Heavy {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key().cmp(&other.key())
-    }
-}
-
-impl Worker {
-    /// Calls `each` with the sockets asked for, once each. Where a far end is asked for, all are walked twice: no far end is
-    /// known before all sockets are.
-    fn each(
-        &mut self,
-        filter: &Filter,
-        peer: Option<&PeerArgs>,
-        mut each: impl FnMut(&record::Connection, &Arc<Container>, Option<&Peers>),
-    ) -> anyhow::Result<()> {
-        let mut peers = Peers::default();
-        if peer.is_some() {
-            self.monitor.walk(Some(&mut |r| peers.note(r)))?;
-        }
-        self.take_notes()?;
-        let peers = peer.map(|_| &peers);
-        let mut seen = std::collections::HashSet::new();
-        let directory = &self.directory;
-        let wanted = peer.filter(|peer| !peer.is_empty());
-        self.monitor.walk(Some(&mut |r| {
-            let container = directory.resolve(r.cgroup_id);
-            let is_far_end_wanted = wanted.is_none_or(|wanted| {
-                let far = peers.zip(Starts::of(r)).and_then(|(peers, starts)| peers.of(starts));
-                wanted.matches(far.map(|end| directory.resolve(end.cgroup_id)).as_deref())
-            });
-            // A walk in several parts may meet a socket again.
-            if is_far_end_wanted
-                && filter.matches(&model::connection::subject(r, &container))
-                && seen.insert(r.cookie)
-            {
-                each(r, &container, peers);
-            }
-        }))?;
-        Ok(())
-    }
-
-    /// The connections asked for, at most so many: those that have carried most. Far ends are told where they are asked for.
-    fn look(
-        &mut self,
-        filter: &Filter,
-        peer: Option<&PeerArgs>,
-        limit: usize,
-        is_wanted: &dyn Fn(&record::Connection) -> bool,
-    ) -> anyhow::Result<Found> {
-        let mut heaviest: BinaryHeap<Reverse<Heavy>> = BinaryHeap::new();
-        let mut far_ends = std::collections::HashMap::new();
-        let mut matched = 0;
-        self.each(filter, peer, |r, _, peers| {
-            if !is_wanted(r) {
-                return;
-            }
-            matched += 1;
-            let carried = [&r.before, &r.since].map(|counters| counters.sent_bytes + counters.received_bytes);
-            heaviest.push(Reverse(Heavy(carried.iter().sum(), Box::new(*r))));
-            if let Some(end) = peers.zip(Starts::of(r)).and_then(|(peers, starts)| peers.of(starts)) {
-                far_ends.insert(r.cookie, end.cgroup_id);
-            }
-            if heaviest.len() > limit
-                && let Some(Reverse(Heavy(_, lightest))) = heaviest.pop()
-            {
-                far_ends.remove(&lightest.cookie);
-            }
-        })?;
-        let clock = clock();
-        let directory = &self.directory;
-        let told = heaviest.into_sorted_vec().into_iter().map(|Reverse(Heavy(_, r))| {
-            let container = directory.resolve(r.cgroup_id);
-            let mut told = connection(&r, &container, &clock, false);
-            let far = far_ends.get(&r.cookie).map(|cgroup| directory.resolve(*cgroup));
-            tell_far_end(&mut told, far, (r.peer_port, clock.monotonic_ns), (&self.names, directory));
-            told
-        });
-        Ok(Found { matched, connections: told.collect() })
-    }
 }

@@ -1,0 +1,496 @@
+//! What is shown: which list, of whom, sorted and filtered how, and which row is chosen. Nothing here reads or writes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossterm::event::{
+    KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
+};
+use jiff::{Timestamp, tz::TimeZone};
+use model::container::Container;
+use ratatui_core::layout::{Position, Rect};
+
+use super::{
+    keys::{self, Action},
+    list::{Far, Id, Opens, Row, Sort, columns},
+    numbers::{Memory, is_of_edge},
+    source::{Answer, Of, Question},
+    watch::Watch,
+};
+use crate::{args::TopColumn, command::owner, output::table::Column};
+
+/// A kind of screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum View {
+    Containers,
+    Edges,
+    Connections,
+    Listeners,
+    Events,
+    /// One connection.
+    Connection,
+}
+
+impl View {
+    /// Those that a key leads to.
+    pub(super) const LISTS: [Self; 5] =
+        [Self::Containers, Self::Edges, Self::Connections, Self::Listeners, Self::Events];
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Containers => "Containers",
+            Self::Edges => "Edges",
+            Self::Connections => "Connections",
+            Self::Listeners => "Listeners",
+            Self::Events => "Events",
+            Self::Connection => "Connection",
+        }
+    }
+
+    pub(super) fn columns(self) -> &'static [Column] {
+        match self {
+            Self::Containers => columns::CONTAINERS,
+            Self::Edges => columns::EDGES,
+            Self::Connections => columns::CONNECTIONS,
+            Self::Listeners => columns::LISTENERS,
+            Self::Events => columns::EVENTS,
+            Self::Connection => &[],
+        }
+    }
+
+    fn usual_sort(self) -> Sort {
+        match self {
+            Self::Containers => Sort::by(1),
+            Self::Edges | Self::Listeners => Sort::by(3),
+            Self::Connections => Sort::by(7),
+            Self::Events | Self::Connection => Sort::by(0),
+        }
+    }
+}
+
+/// Where somebody is, and comes back to.
+#[derive(Clone)]
+struct Place {
+    view: View,
+    of: Option<Arc<Container>>,
+    /// The edge whose connections these are.
+    edge: Option<(Far, Option<u16>, String)>,
+    /// The connection looked at: its cookie and own port.
+    socket: Option<(u64, Option<u16>)>,
+    /// What had been chosen.
+    chosen: Option<Id>,
+}
+
+/// What is to be done outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    None,
+    Quit,
+    Suspend,
+}
+
+/// What a click does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Click {
+    Show(View),
+    SortBy(usize),
+    /// Chooses the row with this number; opens it if it was chosen.
+    Row(usize),
+}
+
+/// What was drawn, for the mouse and for paging.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drawn {
+    pub(super) clicks: Vec<(Rect, Click)>,
+    /// The first row on the screen, and how many have room.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
+/// How it goes with the answers.
+#[derive(Default)]
+pub(super) struct Status {
+    /// When the last answer came.
+    pub(super) answered: Option<Instant>,
+    /// Why there was none since.
+    pub(super) error: Option<String>,
+    /// What there is more of than is shown.
+    pub(super) note: Option<String>,
+}
+
+/// Intervals that the keys choose, ms.
+const INTERVALS: [u64; 9] = [100, 250, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000];
+
+pub(super) struct State {
+    place: Place,
+    trail: Vec<Place>,
+    sorts: Vec<Sort>,
+    memory: Memory,
+    /// All that came, unsorted.
+    rows: Vec<Row>,
+    /// What is shown of it, sorted.
+    shown: Vec<Row>,
+    /// The chosen row's number.
+    at: usize,
+    pub(super) drawn: Drawn,
+    pub(super) watch: Option<Watch>,
+    pub(super) filter: String,
+    /// Whether keys go into the filter.
+    pub(super) typing: bool,
+    pub(super) all: bool,
+    pub(super) paused: bool,
+    pub(super) help: bool,
+    pub(super) interval: Duration,
+    pub(super) status: Status,
+    /// The last answer's time.
+    pub(super) time: Option<Timestamp>,
+    pub(super) zone: TimeZone,
+}
+
+impl State {
+    pub(super) fn new(interval: Duration, sort: TopColumn, zone: TimeZone) -> Self {
+        let mut sorts: Vec<Sort> = View::LISTS.iter().map(|view| view.usual_sort()).collect();
+        sorts[0] = Sort::by(sort as usize);
+        Self {
+            place: Place { view: View::Containers, of: None, edge: None, socket: None, chosen: None },
+            trail: Vec::new(),
+            sorts,
+            memory: Memory::default(),
+            rows: Vec::new(),
+            shown: Vec::new(),
+            at: 0,
+            drawn: Drawn::default(),
+            watch: None,
+            filter: String::new(),
+            typing: false,
+            all: false,
+            paused: false,
+            help: false,
+            interval,
+            status: Status::default(),
+            time: None,
+            zone,
+        }
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.place.view
+    }
+
+    /// What is shown, sorted.
+    pub(super) fn shown(&self) -> &[Row] {
+        &self.shown
+    }
+
+    /// The chosen row's number.
+    pub(super) fn chosen(&self) -> usize {
+        self.at
+    }
+
+    pub(super) fn sort(&self) -> Sort {
+        self.sorts.get(self.place.view as usize).copied().unwrap_or(Sort::by(0))
+    }
+
+    /// Where one is, in words.
+    pub(super) fn path(&self) -> String {
+        let mut parts = vec![self.place.view.title().to_owned()];
+        parts.extend(self.place.of.as_deref().map(|container| format!("of {}", owner(container))));
+        if let Some((_, port, title)) = &self.place.edge {
+            let port = port.map(|port| format!(", port {port}")).unwrap_or_default();
+            parts.push(format!("with {title}{port}"));
+        }
+        parts.join(" ")
+    }
+
+    /// What has to be asked for what is shown.
+    pub(super) fn question(&self) -> Question {
+        let of = self.place.of.as_deref().map(Of::new);
+        match self.place.view {
+            View::Containers => Question::Containers,
+            View::Edges => Question::Edges(of),
+            // Those of an edge are chosen here: behind a published port, the server knows itself by another one.
+            View::Connections => Question::Connections { of, port: None },
+            View::Connection => {
+                Question::Connections { of, port: self.place.socket.and_then(|(_, port)| port) }
+            }
+            View::Listeners => Question::Listeners(of),
+            View::Events => Question::Events(of),
+        }
+    }
+
+    /// Takes in what came for a question. What is not shown any more is left.
+    pub(super) fn answer(&mut self, question: &Question, answer: anyhow::Result<Answer>, now: Instant) {
+        if *question != self.question() || self.paused {
+            return;
+        }
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.status.error = Some(format!("{error:#}"));
+                return;
+            }
+        };
+        self.status = Status { answered: Some(now), error: None, note: None };
+        let time = Timestamp::now();
+        let of = self.place.of.as_deref().map(Of::new);
+        match answer {
+            Answer::Containers(totals) => {
+                self.rows = self.memory.containers(&totals);
+                self.time = Some(totals.time);
+            }
+            Answer::Edges(edges) => {
+                self.rows = self.memory.edges(&edges, of.as_ref(), time);
+                self.time = Some(time);
+            }
+            Answer::Connections(found) if self.place.view == View::Connection => {
+                let cookie = self.place.socket.map(|(cookie, _)| cookie);
+                let one = found.connections.iter().find(|one| Some(one.cookie) == cookie);
+                if let Some(watch) = &mut self.watch {
+                    watch.see(one);
+                }
+                self.time = Some(time);
+            }
+            Answer::Connections(found) => {
+                let edge = &self.place.edge;
+                let is_wanted =
+                    |one: &_| edge.as_ref().is_none_or(|(far, port, _)| is_of_edge(one, far, *port));
+                self.rows = self.memory.connections(&found, is_wanted);
+                let told = found.connections.len() as u64;
+                if told < found.matched {
+                    self.status.note =
+                        Some(format!("the {told} that have carried most, of {}", found.matched));
+                }
+                self.time = Some(time);
+            }
+            Answer::Listeners(found) => {
+                self.rows = self.memory.listeners(&found);
+                self.time = Some(time);
+            }
+            Answer::Events(new, lost) => {
+                self.rows = self.memory.events(new);
+                if lost > 0 {
+                    self.status.note = Some(format!("{lost} events were lost: there are too many"));
+                }
+                self.time = Some(time);
+            }
+        }
+        self.arrange();
+    }
+
+    /// Sorts and filters, and stays at the chosen row.
+    fn arrange(&mut self) {
+        let text = self.filter.to_lowercase();
+        let sort = self.sort();
+        let wanted = |row: &&Row| (self.all || !row.idle) && (text.is_empty() || row.has(&text));
+        let mut shown: Vec<Row> = self.rows.iter().filter(wanted).cloned().collect();
+        sort.sort(&mut shown);
+        self.shown = shown;
+        let place =
+            self.place.chosen.as_ref().and_then(|chosen| self.shown.iter().position(|row| row.id == *chosen));
+        self.at = place.unwrap_or(self.at).min(self.shown.len().saturating_sub(1));
+        // Who has chosen nothing stays at the top, whoever is there.
+        if place.is_none() && self.place.chosen.is_none() {
+            self.at = 0;
+        }
+    }
+
+    fn choose(&mut self, at: usize) {
+        self.at = at.min(self.shown.len().saturating_sub(1));
+        self.place.chosen = self.shown.get(self.at).map(|row| row.id.clone());
+    }
+
+    /// A key was pressed.
+    pub(super) fn key(&mut self, event: &KeyEvent) -> Effect {
+        if event.kind == KeyEventKind::Release {
+            return Effect::None;
+        }
+        let is_plain = (event.modifiers - KeyModifiers::SHIFT).is_empty();
+        if self.typing && is_plain && self.type_in(event.code) {
+            return Effect::None;
+        }
+        match keys::action(event) {
+            Some(Action::Quit) => return Effect::Quit,
+            Some(Action::Suspend) => return Effect::Suspend,
+            // Any key ends the help.
+            _ if self.help => self.help = false,
+            Some(action) => self.act(action),
+            None => {}
+        }
+        Effect::None
+    }
+
+    /// A key while the filter is typed; whether it was for the filter.
+    fn type_in(&mut self, code: KeyCode) -> bool {
+        match code {
+            KeyCode::Char(c) => self.filter.push(c),
+            KeyCode::Backspace => {
+                self.filter.pop();
+            }
+            KeyCode::Enter => self.typing = false,
+            KeyCode::Esc => {
+                self.typing = false;
+                self.filter.clear();
+            }
+            _ => return false,
+        }
+        self.arrange();
+        true
+    }
+
+    fn act(&mut self, action: Action) {
+        let page = self.drawn.rows.max(1);
+        match action {
+            // Done before.
+            Action::Quit | Action::Suspend => {}
+            Action::Help => self.help = true,
+            Action::Up => self.choose(self.at.saturating_sub(1)),
+            Action::Down => self.choose(self.at + 1),
+            Action::PageUp => self.choose(self.at.saturating_sub(page)),
+            Action::PageDown => self.choose(self.at + page),
+            Action::First => {
+                self.choose(0);
+                // From here on it is the first, whoever that is.
+                self.place.chosen = None;
+            }
+            Action::Last => self.choose(usize::MAX),
+            Action::Open => self.open(),
+            Action::Back => self.back(),
+            Action::Show(view) => self.show(view),
+            Action::SortLeft => self.sort_by_next(|column, count| (column + count - 1) % count),
+            Action::SortRight => self.sort_by_next(|column, count| (column + 1) % count),
+            Action::Reverse => {
+                let sort = self.sort();
+                self.sort_by(Sort { reversed: !sort.reversed, ..sort });
+            }
+            Action::Filter => self.typing = self.view() != View::Connection,
+            Action::Pause => self.paused = !self.paused,
+            Action::Faster => {
+                self.change_interval(|now| INTERVALS.iter().rev().copied().find(|ms| *ms < now))
+            }
+            Action::Slower => self.change_interval(|now| INTERVALS.iter().copied().find(|ms| *ms > now)),
+            Action::All => {
+                self.all = !self.all;
+                self.arrange();
+            }
+        }
+    }
+
+    fn change_interval(&mut self, next: impl Fn(u64) -> Option<u64>) {
+        let now = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
+        if let Some(next) = next(now) {
+            self.interval = Duration::from_millis(next);
+        }
+    }
+
+    fn sort_by_next(&mut self, next: impl Fn(usize, usize) -> usize) {
+        let count = self.view().columns().len();
+        if count > 0 {
+            self.sort_by(Sort::by(next(self.sort().column, count)));
+        }
+    }
+
+    fn sort_by(&mut self, sort: Sort) {
+        if let Some(place) = self.sorts.get_mut(self.place.view as usize) {
+            *place = sort;
+        }
+        self.arrange();
+    }
+
+    /// Looks closer at the chosen row.
+    fn open(&mut self) {
+        let Some(row) = self.shown.get(self.at) else { return };
+        let id = row.id.clone();
+        let opens = row.opens.clone();
+        let here = Place { chosen: Some(id), ..self.place.clone() };
+        let next = match opens {
+            Opens::Nothing => return,
+            Opens::Container(container) => {
+                Place { view: View::Edges, of: Some(container), edge: None, socket: None, chosen: None }
+            }
+            Opens::Edge { near, far, port, title } => Place {
+                view: View::Connections,
+                of: near,
+                edge: Some((far, port, title)),
+                socket: None,
+                chosen: None,
+            },
+            Opens::Connection { container, cookie, port } => Place {
+                view: View::Connection,
+                of: Some(container),
+                socket: Some((cookie, port)),
+                chosen: None,
+                ..self.place.clone()
+            },
+        };
+        self.trail.push(here);
+        self.go(next);
+    }
+
+    /// Another list, of the same container.
+    fn show(&mut self, view: View) {
+        if view == self.place.view {
+            return;
+        }
+        self.trail.clear();
+        let of = self.place.of.clone().filter(|_| view != View::Containers);
+        if of.is_some() {
+            let first = Place { view: View::Containers, of: None, edge: None, socket: None, chosen: None };
+            self.trail.push(first);
+        }
+        self.go(Place { view, of, edge: None, socket: None, chosen: None });
+    }
+
+    fn back(&mut self) {
+        if !self.filter.is_empty() {
+            self.filter.clear();
+            self.arrange();
+        } else if let Some(place) = self.trail.pop() {
+            self.go(place);
+        } else if self.place.view != View::Containers {
+            self.show(View::Containers);
+        }
+    }
+
+    fn go(&mut self, place: Place) {
+        self.watch = place.socket.map(|_| Watch::new());
+        self.place = place;
+        self.rows.clear();
+        self.shown.clear();
+        self.at = 0;
+        self.filter.clear();
+        self.typing = false;
+        self.memory.forget_events();
+        self.status = Status::default();
+        // Who asks for something else wants to see it.
+        self.paused = false;
+    }
+
+    /// The mouse was moved or clicked.
+    pub(super) fn mouse(&mut self, event: &MouseEvent) -> Effect {
+        match event.kind {
+            MouseEventKind::ScrollUp => self.choose(self.at.saturating_sub(3)),
+            MouseEventKind::ScrollDown => self.choose(self.at + 3),
+            MouseEventKind::Down(MouseButton::Left) if self.help => self.help = false,
+            MouseEventKind::Down(MouseButton::Left) => {
+                let at = Position { x: event.column, y: event.row };
+                let hit =
+                    self.drawn.clicks.iter().find(|(area, _)| area.contains(at)).map(|(_, click)| *click);
+                match hit {
+                    Some(Click::Show(view)) => self.show(view),
+                    Some(Click::SortBy(column)) => {
+                        let sort = self.sort();
+                        let reversed = sort.column == column && !sort.reversed;
+                        self.sort_by(Sort { column, reversed });
+                    }
+                    Some(Click::Row(row)) if row == self.at && self.place.chosen.is_some() => self.open(),
+                    Some(Click::Row(row)) => self.choose(row),
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+        Effect::None
+    }
+}

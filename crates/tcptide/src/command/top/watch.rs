@@ -1,0 +1,163 @@
+//! One connection, watched: what the looks at it have shown so far.
+
+use std::{collections::VecDeque, fmt::Write as _};
+
+use jiff::{Timestamp, tz::TimeZone};
+use model::{
+    connection::{Connection, Word},
+    explain::explain,
+    histogram::{Histogram, Scale},
+};
+
+use super::{list::spark, numbers::CURVE};
+use crate::{
+    command::{conns::process, endpoint, explain::words, far_end, owner},
+    output::{
+        bars::bars,
+        style::{Palette, Role},
+        units,
+        writer::Screen,
+    },
+};
+
+/// How long the two looks are apart that the verdict is of, at most: seconds.
+const SPAN: f64 = 5.0;
+
+pub(super) struct Watch {
+    /// The oldest first.
+    looks: VecDeque<Connection>,
+    windows: VecDeque<Option<u64>>,
+    rtts: VecDeque<Option<u64>>,
+    histogram: Histogram,
+    states: Vec<(Timestamp, Word)>,
+    is_gone: bool,
+}
+
+/// A line of text, and what it means.
+pub(super) type Line = (String, Option<Role>);
+
+impl Watch {
+    pub(super) fn new() -> Self {
+        Self {
+            looks: VecDeque::new(),
+            windows: VecDeque::new(),
+            rtts: VecDeque::new(),
+            histogram: Histogram::new(&Scale::RTT),
+            states: Vec::new(),
+            is_gone: false,
+        }
+    }
+
+    /// Takes in a look; `None`: it was not there.
+    pub(super) fn see(&mut self, one: Option<&Connection>) {
+        let Some(one) = one else {
+            self.is_gone = !self.looks.is_empty();
+            return;
+        };
+        let rtt = one.rtt.map(|rtt| u64::from(rtt.last_us.unwrap_or(rtt.srtt_us)));
+        // What has not been heard of since was measured before.
+        let has_moved = self.looks.back().is_none_or(|last| last.segments_in != one.segments_in);
+        if let (Some(us), true) = (rtt, has_moved) {
+            self.histogram.record(us);
+        }
+        for (values, value) in [(&mut self.windows, Some(u64::from(one.cwnd))), (&mut self.rtts, rtt)] {
+            values.push_back(value);
+            if values.len() > CURVE {
+                values.pop_front();
+            }
+        }
+        if self.states.last().is_none_or(|(_, state)| *state != one.state) {
+            let at = if self.states.is_empty() { one.opened_at.unwrap_or(one.time) } else { one.time };
+            self.states.push((at, one.state));
+        }
+        self.looks.push_back(one.clone());
+        let span = |looks: &VecDeque<Connection>| {
+            looks.get(1).map_or(0.0, |second| one.time.duration_since(second.time).as_secs_f64())
+        };
+        while span(&self.looks) >= SPAN {
+            self.looks.pop_front();
+        }
+    }
+
+    /// All that is known, for a screen so wide.
+    pub(super) fn lines(&self, width: usize, zone: &TimeZone) -> Vec<Line> {
+        let Some(one) = self.looks.back() else { return vec![("looking".to_owned(), None)] };
+        let mut lines: Vec<Line> = self.about(one);
+        lines.extend(self.verdicts(one));
+        let plain = |text: String| (text, None);
+        lines.push(plain(String::new()));
+        let states: Vec<_> = self
+            .states
+            .iter()
+            .map(|(at, state)| format!("{} {}", units::clock(*at, zone), state.to_uppercase()))
+            .chain(self.is_gone.then(|| "gone".to_owned()))
+            .collect();
+        lines.push(plain(format!("state   {}", states.join("  "))));
+        let room = width.saturating_sub(30).clamp(10, CURVE);
+        for (name, values) in [("cwnd", &self.windows), ("rtt", &self.rtts)] {
+            let all: Vec<_> = values.iter().copied().collect();
+            let known = || all.iter().flatten().copied();
+            let (Some(least), Some(most)) = (known().min(), known().max()) else { continue };
+            let shown = |value| if name == "cwnd" { units::count(value) } else { units::duration(value) };
+            let curve = spark(&all, room.min(all.len()));
+            lines.push(plain(format!("{name:<6}  {curve}  {} to {}", shown(least), shown(most))));
+        }
+        lines.push(plain(String::new()));
+        let screen = Screen { width: Some(width), palette: Palette::PLAIN };
+        let text = bars("Round trips, one at each look", &self.histogram, &screen);
+        let mut bars = text.lines();
+        lines.extend(bars.next().map(|title| (title.to_owned(), Some(Role::Header))));
+        lines.extend(bars.map(|line| plain(line.to_owned())));
+        lines
+    }
+
+    fn about(&self, one: &Connection) -> Vec<Line> {
+        let plain = |text: String| (text, None);
+        let before = one.before.unwrap_or_default();
+        let who = one.process.as_ref().map(process).unwrap_or_default();
+        let far = far_end(&one.peer).map(|name| format!(" ({name})")).unwrap_or_default();
+        let mut path = String::new();
+        if let Some(rtt) = one.rtt {
+            let least = rtt.min_us.map(|us| format!("  min {}", units::duration(us.into())));
+            // Writing into a string cannot fail.
+            let _ = write!(path, "rtt {}{}", units::duration(rtt.srtt_us.into()), least.unwrap_or_default());
+        }
+        let _ = write!(path, "  cwnd {}  mss {}", one.cwnd, one.mss);
+        if let Some(congestion) = &one.congestion {
+            let _ = write!(path, "  {congestion}");
+        }
+        let sent = one.sent_bytes + before.sent_bytes;
+        let received = one.received_bytes + before.received_bytes;
+        let again = u64::from(one.retransmits.total) + u64::from(before.retransmits);
+        let mut carried =
+            format!("sent {}  received {}  retransmits {again}", units::bytes(sent), units::bytes(received));
+        if let Some(buffered) = one.buffered {
+            let _ = write!(
+                carried,
+                "  unread {}  unsent {}",
+                units::bytes(buffered.unread.into()),
+                units::bytes(buffered.unsent.into())
+            );
+        }
+        let age = one.duration_us.map(|us| format!("  age {}", units::duration(us))).unwrap_or_default();
+        vec![
+            (format!("{} {who}", owner(&one.container)), Some(Role::Header)),
+            plain(format!("{} to {}{far}", endpoint(&one.local), endpoint(&one.peer))),
+            plain(format!("{}{age}  cookie {}", one.state.to_uppercase(), one.cookie)),
+            plain(path.trim_start().to_owned()),
+            plain(carried),
+        ]
+    }
+
+    /// What `tcptide explain` would say of the last seconds.
+    fn verdicts(&self, one: &Connection) -> Vec<Line> {
+        let Some(first) = self.looks.front().filter(|first| first.time < one.time) else { return Vec::new() };
+        let us = one.time.duration_since(first.time).as_micros();
+        let verdicts = explain(Some(first), one, u64::try_from(us).unwrap_or(0));
+        let line = |verdict: model::explain::Verdict| {
+            let (words, role) = words(verdict.cause);
+            (format!("{words}: {}", verdict.because), role)
+        };
+        verdicts.into_iter().map(line).collect()
+    }
+}
