@@ -424,7 +424,10 @@ impl Worker {
             let id = then.cgroup_id;
             if self.directory.is_live(id) { self.directory.resolve(id) } else { Arc::clone(then) }
         };
-        Some(self.past.as_ref()?.since(time, |container| filter.matches(&container.subject()), now))
+        let is_wanted = |container: &Container| {
+            filter.matches(&Subject { cgroup_id: Some(container.cgroup_id), ..container.subject() })
+        };
+        Some(self.past.as_ref()?.since(time, is_wanted, now))
     }
 
     fn remember_edges(&mut self) -> anyhow::Result<()> {

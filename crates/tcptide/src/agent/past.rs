@@ -397,19 +397,21 @@ mod tests {
 
     #[test]
     fn it_stays_within_its_bounds() {
-        let mut past = Past::new(Duration::from_secs(100_000));
+        const MOST: usize = 64 << 10;
         let began = Instant::now();
-        for step in 1..=120_u32 {
+        let history = History::new(Duration::from_secs(100_000), MOST, began);
+        let mut past = Past { history, ..Past::new(Duration::ZERO) };
+        for step in 1..=100_u32 {
             let sent = u64::from(step) * 1_000_003;
-            let all = (1..2500).map(|id| (id, totals(sent + id, 4, step, 3))).collect();
+            let all = (1..20).map(|id| (id, totals(sent + id, 4, step, 3))).collect();
             past.remember(began, step, all, &everything(), container);
         }
         let (steps, _) = past.since(began.checked_sub(Duration::from_secs(1)).unwrap(), |_| true, Arc::clone);
         let size: usize = steps.iter().flat_map(|step| &step.added).map(|one| one.counts.size()).sum();
-        assert!(size <= MOST_BYTES && size > MOST_BYTES / 3, "{size}");
+        assert!(size <= MOST && size > MOST / 3 && steps.len() < 100, "{size}, {} steps", steps.len());
         let sent = |one: &Added| one_of(&one.counts);
         let sum: u64 = steps.iter().flat_map(|step| &step.added).filter(|one| one.of == 7).map(sent).sum();
-        assert_eq!(sum, 120 * 1_000_003 + 7);
+        assert_eq!(sum, 100 * 1_000_003 + 7);
     }
 
     fn one_of(packed: &Packed) -> u64 {

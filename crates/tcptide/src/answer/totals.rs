@@ -278,15 +278,11 @@ impl JsonSchema for Metrics {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let histogram = generator.subschema_for::<Histogram>();
-        let number = || serde_json::json!({ "type": "number", "minimum": 0 });
         let schema = |metric: &Metric| {
-            let reading = (metric.read)(&Record::default(), 0);
-            let mut schema = match reading {
-                Reading::Distribution(_) => {
-                    return serde_json::json!({ "allOf": [histogram], "description": metric.help });
-                }
-                _ => number(),
-            };
+            if let Reading::Distribution(_) = (metric.read)(&Record::default(), 0) {
+                return serde_json::json!({ "allOf": [histogram], "description": metric.help });
+            }
+            let mut schema = serde_json::json!({ "type": "number", "minimum": 0 });
             for _ in metric.labels {
                 schema = serde_json::json!({ "type": "object", "additionalProperties": schema });
             }
