@@ -120,9 +120,8 @@ fn title(state: &State, canvas: &mut Canvas<'_>, drawn: &mut Drawn) {
     }
     let clock = state.time.map(|time| units::clock(time, &state.zone)).unwrap_or_default();
     let clock = clock.split('.').next().unwrap_or_default();
-    let text = if state.paused { format!("PAUSED  {clock}") } else { clock.to_owned() };
-    if usize::from(canvas.area.width) > usize::from(x) + text.width() {
-        canvas.put_right(0, &text, state.paused.then_some(Role::Warn));
+    if usize::from(canvas.area.width) > usize::from(x) + clock.width() {
+        canvas.put_right(0, clock, None);
     }
 }
 
@@ -264,6 +263,10 @@ fn status(state: &State, now: Instant, canvas: &mut Canvas<'_>, y: u16) {
     };
     if !text.is_empty() {
         canvas.put(0, y, u16::MAX, &text, role);
+        return;
+    }
+    if state.paused {
+        canvas.put(0, y, u16::MAX, "PAUSED  Space: go on  ?: help  q: end", Some(Role::Warn));
         return;
     }
     let every = units::duration(u64::try_from(state.interval.as_micros()).unwrap_or(u64::MAX));

@@ -94,8 +94,7 @@ pub(super) fn spark(values: &[Option<u64>], width: usize) -> String {
         0 => 0,
         span => ((value - least) as f64 / span as f64 * 7.0).round() as usize,
     };
-    let text: String = latest.iter().map(|value| value.map_or(' ', |value| LEVELS[level(value)])).collect();
-    format!("{text:>width$}")
+    latest.iter().map(|value| value.map_or(' ', |value| LEVELS[level(value)])).collect()
 }
 
 /// What tells rows apart.
@@ -203,7 +202,7 @@ pub(super) mod columns {
         Column::right("RETR").width(5).rank(2),
         Column::right("FAIL").width(4).rank(2),
         Column::left("LIMIT").width(8).rank(3),
-        Column::left("RTT").width(30).shrinks_to(8).rank(4),
+        Column::left("RTT").width(20).shrinks_to(8).rank(4),
     ];
     pub(in super::super) const EDGES: &[Column] = &[
         Column::left("CLIENT").width(12).shrinks_to(10),
@@ -286,6 +285,6 @@ mod tests {
         assert_eq!(spark(&[Some(1), None, Some(8), Some(4)], 4), "▁ █▄");
         assert_eq!(spark(&[Some(1), Some(5), Some(5)], 2), "▁▁");
         assert_eq!(spark(&[None, None], 4), "");
-        assert_eq!(spark(&[Some(3)], 3), "  ▁");
+        assert_eq!(spark(&[Some(3)], 3), "▁");
     }
 }
