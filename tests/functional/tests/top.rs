@@ -163,7 +163,7 @@ fn every_view_shows_what_was_counted() {
     let shop = Shop::new("top-views");
     let agent = agent();
     let (web, app) = (name(&shop.web), name(&shop.app));
-    let terminal = on_terminal(&agent, &["--interval", "2s"], 200, 50);
+    let terminal = on_terminal(&agent, &["--interval", "2s", "--container", "*top-views*"], 200, 50);
 
     // Containers: connections as ss counts them, rates as the API's counters grew.
     let before = totals(&agent, &shop.web);
@@ -247,9 +247,13 @@ fn every_view_shows_what_was_counted() {
 
     // Listeners of the server, and events.
     terminal.press("14").unwrap();
-    terminal.wait_for_text("127.0.0.1:9601").unwrap();
-    let listener = terminal.lines().into_iter().find(|line| line.starts_with(app)).unwrap();
-    assert!(listener.contains("4096"), "{listener}");
+    let listener = terminal
+        .wait_for("a listener", |lines| {
+            let is_list = lines[1].starts_with("Listeners");
+            lines.iter().find(|line| is_list && line.starts_with(app)).cloned()
+        })
+        .unwrap();
+    assert!(listener.contains("127.0.0.1:9601") && listener.contains("4096"), "{listener}");
     terminal.press("5/fail\r").unwrap();
     let line = terminal
         .wait_for("a failed connect", |lines| lines.iter().find(|line| line.contains("refused")).cloned())
@@ -325,7 +329,8 @@ fn every_key_does_what_the_help_says() {
     assert!(keys.len() > 20, "{keys:?}");
     for (names, does) in &keys {
         for key in names.split(' ') {
-            let mut terminal = on_terminal(&agent, &["--interval", "1s"], 80, 24);
+            let mut terminal =
+                on_terminal(&agent, &["--interval", "1s", "--container", "*top-keys*"], 80, 24);
             terminal.wait_for("all rows", |lines| lines[22].starts_with('/').then_some(())).unwrap();
             does_what_it_says(&mut terminal, bytes(key), does, &shop);
         }
@@ -518,7 +523,7 @@ fn the_terminal_is_given_back_whatever_happens() {
         terminal.is_given_back().unwrap();
     }
     // Stopped from elsewhere, and with something else on the screen meanwhile.
-    let mut terminal = on_terminal(&agent, &[], 100, 24);
+    let mut terminal = on_terminal(&agent, &["--container", "*top-back*"], 100, 24);
     for _ in 0..2 {
         terminal.signal(Signal::TSTP).unwrap();
         wait_until("to stop", SOON, || Ok((terminal.state()? == 'T').then_some(()))).unwrap();
@@ -540,7 +545,7 @@ fn the_terminal_is_given_back_whatever_happens() {
 fn it_fits_any_terminal_and_the_mouse_finds_its_way() {
     let shop = Shop::new("top-sizes");
     let agent = agent();
-    let terminal = on_terminal(&agent, &[], 80, 24);
+    let terminal = on_terminal(&agent, &["--container", "*top-sizes*"], 80, 24);
     let web = &name(&shop.web)[..9];
     for (columns, rows) in [(300, 100), (80, 24), (300, 100), (40, 10), (80, 24)] {
         terminal.resize(columns, rows).unwrap();
@@ -640,7 +645,7 @@ fn an_agent_that_is_slow_or_gone_is_told_and_found_again() {
         agent.unwrap()
     };
     let agent = start();
-    let mut terminal = Terminal::start(&of_agent(address, &[]), 120, 24).unwrap();
+    let mut terminal = Terminal::start(&of_agent(address, &["--container", "*top-gone*"]), 120, 24).unwrap();
     let web = &name(&shop.web)[..9];
     let is_there = |lines: &[String]| lines.iter().any(|line| line.starts_with(web)).then_some(());
     let is_new = |lines: &[String]| (is_there(lines).is_some() && lines[23].contains("q: end")).then_some(());
@@ -679,7 +684,7 @@ fn an_agent_that_is_slow_or_gone_is_told_and_found_again() {
     again.interrupt().unwrap();
 
     // One that was never there is said at once, and no screen is begun.
-    let mut terminal = Terminal::start(&of_agent(address, &[]), 120, 24).unwrap();
+    let mut terminal = Terminal::start(&of_agent(address, &["--container", "*top-gone*"]), 120, 24).unwrap();
     assert_eq!(terminal.wait().unwrap().code(), Some(1));
     terminal.wait_for_text("cannot ask the agent at").unwrap();
     terminal.is_given_back().unwrap();
@@ -688,11 +693,12 @@ fn an_agent_that_is_slow_or_gone_is_told_and_found_again() {
 #[test]
 fn without_an_agent_it_has_its_own_and_odd_names_break_nothing() {
     let shop = Shop::new("top-own");
-    let odd = Cgroup::unique("top-own-東京🙂\u{202e}\u{1b}[2J\tא").unwrap();
+    let parent = Cgroup::unique("top-own-odd").unwrap();
+    let odd = Cgroup::new(parent.path().join("東京🙂\u{202e}\u{1b}[2J\tא")).unwrap();
     let held =
         Running::inside(&odd, &shop.netns, &["hold", "--to", "127.0.0.1:9601", "--count", "7"]).unwrap();
     held.ready(SOON).unwrap();
-    let command = Tcptide::find().unwrap().command(["top", "--container", "/top-own*,/*top-own*"]);
+    let command = Tcptide::find().unwrap().command(["top", "--container", "*top-own*"]);
     let mut terminal = Terminal::start(&command, 180, 24).unwrap();
     let web = name(&shop.web);
     let row = terminal

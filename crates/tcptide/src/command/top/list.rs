@@ -221,7 +221,7 @@ pub(super) mod columns {
         Column::left("PROCESS").width(12).shrinks_to(8).rank(3),
         Column::left("DIR").width(3).rank(3),
         Column::left("LOCAL").width(16).shrinks_to(12).rank(5),
-        Column::left("PEER").width(16).shrinks_to(16),
+        Column::left("PEER").width(16).shrinks_to(21),
         Column::left("PEER NAME").width(10).shrinks_to(8).rank(2),
         Column::left("STATE").width(11).rank(4),
         Column::right("OUT/S").width(9),
@@ -234,7 +234,7 @@ pub(super) mod columns {
     pub(in super::super) const LISTENERS: &[Column] = &[
         Column::left("CONTAINER").width(14).shrinks_to(10),
         Column::left("PROCESS").width(14).shrinks_to(8).rank(1),
-        Column::left("LOCAL").width(16).shrinks_to(12),
+        Column::left("LOCAL").width(16).shrinks_to(21),
         Column::right("QUEUE").width(5),
         Column::right("LIMIT").width(5),
         Column::right("SYN").width(4).rank(1),

@@ -271,7 +271,7 @@ impl State {
             Answer::Events(new, lost) => {
                 self.rows = self.memory.events(new);
                 if lost > 0 {
-                    self.status.note = Some(format!("{lost} events were lost: there are too many"));
+                    self.status.note = Some(format!("{lost} more events are not shown: too many at a time"));
                 }
                 self.time = Some(time);
             }
