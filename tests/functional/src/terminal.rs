@@ -63,7 +63,7 @@ impl Terminal {
         let mut reader = File::from(fd.as_fd().try_clone_to_owned().context("duplicating a terminal")?);
         let to = Arc::clone(&parser);
         thread::spawn(move || {
-            let mut bytes = [0; 65536];
+            let mut bytes = vec![0; 65536];
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
                 lock(&to).process(&bytes[..count]);
             }

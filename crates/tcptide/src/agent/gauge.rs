@@ -443,7 +443,8 @@ impl Worker {
 
     /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
     pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
-        let walk = self.walk()?;
+        // No rows are wanted: edges have their own walks.
+        let walk = self.monitor.walk(None)?;
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.take_events()?;
         let strays = self.monitor.strays()?;

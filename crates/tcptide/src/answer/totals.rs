@@ -257,13 +257,10 @@ impl JsonSchema for Metrics {
         let number = || serde_json::json!({ "type": "number", "minimum": 0 });
         let schema = |metric: &Metric| {
             let reading = (metric.read)(&Record::default(), 0);
-            let mut schema = match reading {
-                Reading::One(_) => number(),
-                Reading::Distribution(_) => {
-                    return serde_json::json!({ "allOf": [histogram], "description": metric.help });
-                }
-                _ => number(),
-            };
+            if matches!(reading, Reading::Distribution(_)) {
+                return serde_json::json!({ "allOf": [histogram], "description": metric.help });
+            }
+            let mut schema = number();
             for _ in metric.labels {
                 schema = serde_json::json!({ "type": "object", "additionalProperties": schema });
             }

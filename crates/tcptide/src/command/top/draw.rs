@@ -1,6 +1,9 @@
 //! A screen of what is shown. It is drawn into memory; who shows it sends what has changed.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use ratatui_core::{
     buffer::Buffer,
@@ -129,7 +132,8 @@ fn title(state: &State, canvas: &mut Canvas<'_>, drawn: &mut Drawn) {
 fn path(state: &State, canvas: &mut Canvas<'_>) {
     let mut text = state.path();
     if state.view() != View::Connection {
-        text += &format!(": {}", units::count(state.shown().len() as u64));
+        // Writing into a string cannot fail.
+        let _ = write!(text, ": {}", units::count(state.shown().len() as u64));
     }
     if state.all {
         text += ", idle ones too";
@@ -244,8 +248,7 @@ pub(super) fn is_old(state: &State, now: Instant) -> bool {
     if state.paused {
         return false;
     }
-    let age = state.status.answered.map(|at| now.saturating_duration_since(at));
-    state.status.error.is_some() || age.is_some_and(|age| age > late(state))
+    state.status.error.is_some() || state.status.age(now) > late(state)
 }
 
 fn late(state: &State) -> Duration {
@@ -253,8 +256,8 @@ fn late(state: &State) -> Duration {
 }
 
 fn status(state: &State, now: Instant, canvas: &mut Canvas<'_>, y: u16) {
-    let age = state.status.answered.map(|at| now.saturating_duration_since(at));
-    let since = age.map(|age| format!("numbers of {} ago: ", seconds(age))).unwrap_or_default();
+    let age = state.status.answered.map(|_| seconds(state.status.age(now)));
+    let since = age.map(|age| format!("numbers of {age} ago: ")).unwrap_or_default();
     let (text, role) = match (&state.status.error, &state.status.note) {
         (Some(error), _) => (format!("{since}{error}"), Some(Role::Bad)),
         (None, _) if is_old(state, now) => (format!("{since}no answer yet"), Some(Role::Bad)),

@@ -49,13 +49,11 @@ impl Value {
     /// As people read it, in so many columns if it is a curve; `-` where nothing is known.
     pub(super) fn shown(&self, width: usize, zone: &TimeZone) -> String {
         match self {
-            Self::Text(text) if text.is_empty() => "-".to_owned(),
-            Self::Text(text) => text.clone(),
-            Self::Number(None, _) => "-".to_owned(),
+            Self::Text(text) if !text.is_empty() => text.clone(),
+            Self::Text(_) | Self::Number(None, _) => "-".to_owned(),
             Self::Number(Some(number), unit) => match unit {
-                Unit::Count => units::count(number.round() as u64),
                 Unit::PerSecond if *number > 0.0 && *number < 9.95 => format!("{number:.1}"),
-                Unit::PerSecond => units::count(number.round() as u64),
+                Unit::Count | Unit::PerSecond => units::count(number.round() as u64),
                 Unit::Bytes => units::bytes(number.round() as u64),
                 Unit::Rate => units::rate(*number),
                 Unit::Duration => units::duration(number.round() as u64),

@@ -109,7 +109,7 @@ pub(super) enum Answer {
 
 /// Who is asked.
 enum Who {
-    Inside(Inside, Filter),
+    Inside(Inside, Box<Filter>),
     Agent(Remote),
 }
 
@@ -135,7 +135,7 @@ impl Source {
                 let cli = Cli::try_parse_from(["tcptide", "agent", "--edges"])?;
                 let Command::Agent(mut settings) = cli.command else { bail!("there is no agent in here") };
                 settings.runtimes = args.runtimes.clone();
-                Who::Inside(Inside::start(&settings)?, args.filter.filter())
+                Who::Inside(Inside::start(&settings)?, Box::new(args.filter.filter()))
             }
         };
         Ok(Self { who, tail: None })
@@ -163,7 +163,7 @@ impl Source {
         let totals = match &self.who {
             Who::Inside(inside, filter) => {
                 let places = METRICS.iter().filter_map(|name| Metrics::place(name)).collect();
-                inside.totals(places, filter.clone())
+                inside.totals(places, Filter::clone(filter))
             }
             Who::Agent(agent) => {
                 agent.get("totals", &query::Totals::command(), &LOCAL, &[("metrics", &METRICS.join(","))])

@@ -110,14 +110,26 @@ pub(super) struct Drawn {
 }
 
 /// How it goes with the answers.
-#[derive(Default)]
 pub(super) struct Status {
+    /// Since when this is asked.
+    asked: Instant,
     /// When the last answer came.
     pub(super) answered: Option<Instant>,
     /// Why there was none since.
     pub(super) error: Option<String>,
     /// What there is more of than is shown.
     pub(super) note: Option<String>,
+}
+
+impl Status {
+    fn new(asked: Instant) -> Self {
+        Self { asked, answered: None, error: None, note: None }
+    }
+
+    /// How old the numbers are, or for how long there were none.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.answered.unwrap_or(self.asked))
+    }
 }
 
 /// Intervals that the keys choose, ms.
@@ -169,7 +181,7 @@ impl State {
             paused: false,
             help: false,
             interval,
-            status: Status::default(),
+            status: Status::new(Instant::now()),
             time: None,
             zone,
         }
@@ -232,7 +244,7 @@ impl State {
                 return;
             }
         };
-        self.status = Status { answered: Some(now), error: None, note: None };
+        self.status = Status { answered: Some(now), ..Status::new(self.status.asked) };
         let time = Timestamp::now();
         let of = self.place.of.as_deref().map(Of::new);
         match answer {
@@ -367,7 +379,7 @@ impl State {
             Action::Filter => self.typing = self.view() != View::Connection,
             Action::Pause => self.paused = !self.paused,
             Action::Faster => {
-                self.change_interval(|now| INTERVALS.iter().rev().copied().find(|ms| *ms < now))
+                self.change_interval(|now| INTERVALS.iter().rev().copied().find(|ms| *ms < now));
             }
             Action::Slower => self.change_interval(|now| INTERVALS.iter().copied().find(|ms| *ms > now)),
             Action::All => {
@@ -462,13 +474,13 @@ impl State {
         self.filter.clear();
         self.typing = false;
         self.memory.forget_events();
-        self.status = Status::default();
+        self.status = Status::new(Instant::now());
         // Who asks for something else wants to see it.
         self.paused = false;
     }
 
     /// The mouse was moved or clicked.
-    pub(super) fn mouse(&mut self, event: &MouseEvent) -> Effect {
+    pub(super) fn mouse(&mut self, event: MouseEvent) -> Effect {
         match event.kind {
             MouseEventKind::ScrollUp => self.choose(self.at.saturating_sub(3)),
             MouseEventKind::ScrollDown => self.choose(self.at + 3),
@@ -515,7 +527,7 @@ pub(super) mod tests {
     fn totals(seconds: f64, all: &[(&str, u32, u64)]) -> Answer {
         let containers = all.iter().enumerate().map(|(id, (name, connections, sent))| {
             let mut totals = record::Totals { sent_bytes: *sent, walk: 1, ..record::Totals::default() };
-            totals.connections[1] = (*connections).into();
+            totals.connections[1] = *connections;
             totals.rtt.slots[4] = *sent / 100;
             totals.connect_failures[4] = *sent / 1000;
             let mut container = Container::unknown(id as u64 + 10);

@@ -65,12 +65,6 @@ impl Screen {
         Ok(())
     }
 
-    /// Gives the terminal back until [`Screen::resume`], and stops this process as Ctrl-Z does.
-    pub(super) fn suspend(&self) -> anyhow::Result<()> {
-        leave();
-        signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP).context("cannot stop")
-    }
-
     /// Takes it over again, and draws all.
     pub(super) fn resume(&mut self) -> anyhow::Result<()> {
         // Whoever had it meanwhile may have left it in any state.
@@ -80,6 +74,12 @@ impl Screen {
         let size = self.terminal.size().context(WRITE)?;
         self.terminal.resize(size.into()).context(WRITE)
     }
+}
+
+/// Gives the terminal back until [`Screen::resume`], and stops this process as Ctrl-Z does.
+pub(super) fn suspend() -> anyhow::Result<()> {
+    leave();
+    signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP).context("cannot stop")
 }
 
 const WRITE: &str = "cannot write to the terminal";
