@@ -16,6 +16,7 @@
 //! | [`docker_api`] | Docker's API without Docker, for names that no Docker would give |
 //! | [`nginx`], [`prometheus`] | a real server, and a real reader of metrics |
 //! | [`tcptide`] | the binary under test |
+//! | [`terminal`] | a terminal to run it on: its screen, its keys and its mouse |
 //! | [`connections`] | the connections that it tells of |
 //! | [`witness`] | `ss` and the kernel's counters, parsed |
 //!
@@ -46,6 +47,7 @@ pub mod runtime;
 pub mod samples;
 pub mod sweep;
 pub mod tcptide;
+pub mod terminal;
 pub mod witness;
 pub mod workload;
 

@@ -19,7 +19,7 @@ const AT_MOST: usize = 30;
 const ON_EACH: &[&str] = &["capabilities", "effort", "rtt", "variants"];
 /// Files about what tcptide makes of what the kernel told, which is the same everywhere: only if all are asked for.
 const NOT_ROUND: &[&str] =
-    &["agent", "api", "bad_places", "edges", "explain", "exposition", "filters", "remote", "web"];
+    &["agent", "api", "bad_places", "edges", "explain", "exposition", "filters", "remote", "top", "web"];
 
 /// What is left out: a file of the functional tests, one of its tests or `*`, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[

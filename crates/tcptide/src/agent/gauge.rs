@@ -503,9 +503,9 @@ impl Worker {
         Ok(())
     }
 
-    /// What each cgroup has counted up to now, as of a walk.
+    /// What each cgroup has counted up to now, as of a walk. No rows are wanted: edges have their own walks.
     fn count(&mut self) -> anyhow::Result<(Walk, ByCgroup)> {
-        let walk = self.walk()?;
+        let walk = self.monitor.walk(None)?;
         // What closed before the walk came by, and whose it is.
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.take_events()?;

@@ -1,6 +1,9 @@
 //! A screen of what is shown. It is drawn into memory; who shows it sends what has changed.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use ratatui_core::{
     buffer::Buffer,
@@ -120,9 +123,8 @@ fn title(state: &State, canvas: &mut Canvas<'_>, drawn: &mut Drawn) {
     }
     let clock = state.time.map(|time| units::clock(time, &state.zone)).unwrap_or_default();
     let clock = clock.split('.').next().unwrap_or_default();
-    let text = if state.paused { format!("PAUSED  {clock}") } else { clock.to_owned() };
-    if usize::from(canvas.area.width) > usize::from(x) + text.width() {
-        canvas.put_right(0, &text, state.paused.then_some(Role::Warn));
+    if usize::from(canvas.area.width) > usize::from(x) + clock.width() {
+        canvas.put_right(0, clock, None);
     }
 }
 
@@ -130,7 +132,8 @@ fn title(state: &State, canvas: &mut Canvas<'_>, drawn: &mut Drawn) {
 fn path(state: &State, canvas: &mut Canvas<'_>) {
     let mut text = state.path();
     if state.view() != View::Connection {
-        text += &format!(": {}", units::count(state.shown().len() as u64));
+        // Writing into a string cannot fail.
+        let _ = write!(text, ": {}", units::count(state.shown().len() as u64));
     }
     if state.all {
         text += ", idle ones too";
@@ -245,8 +248,7 @@ pub(super) fn is_old(state: &State, now: Instant) -> bool {
     if state.paused {
         return false;
     }
-    let age = state.status.answered.map(|at| now.saturating_duration_since(at));
-    state.status.error.is_some() || age.is_some_and(|age| age > late(state))
+    state.status.error.is_some() || state.status.age(now) > late(state)
 }
 
 fn late(state: &State) -> Duration {
@@ -254,8 +256,8 @@ fn late(state: &State) -> Duration {
 }
 
 fn status(state: &State, now: Instant, canvas: &mut Canvas<'_>, y: u16) {
-    let age = state.status.answered.map(|at| now.saturating_duration_since(at));
-    let since = age.map(|age| format!("numbers of {} ago: ", seconds(age))).unwrap_or_default();
+    let age = state.status.answered.map(|_| seconds(state.status.age(now)));
+    let since = age.map(|age| format!("numbers of {age} ago: ")).unwrap_or_default();
     let (text, role) = match (&state.status.error, &state.status.note) {
         (Some(error), _) => (format!("{since}{error}"), Some(Role::Bad)),
         (None, _) if is_old(state, now) => (format!("{since}no answer yet"), Some(Role::Bad)),
@@ -264,6 +266,10 @@ fn status(state: &State, now: Instant, canvas: &mut Canvas<'_>, y: u16) {
     };
     if !text.is_empty() {
         canvas.put(0, y, u16::MAX, &text, role);
+        return;
+    }
+    if state.paused {
+        canvas.put(0, y, u16::MAX, "PAUSED  Space: go on  ?: help  q: end", Some(Role::Warn));
         return;
     }
     let every = units::duration(u64::try_from(state.interval.as_micros()).unwrap_or(u64::MAX));

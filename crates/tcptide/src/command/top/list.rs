@@ -49,13 +49,11 @@ impl Value {
     /// As people read it, in so many columns if it is a curve; `-` where nothing is known.
     pub(super) fn shown(&self, width: usize, zone: &TimeZone) -> String {
         match self {
-            Self::Text(text) if text.is_empty() => "-".to_owned(),
-            Self::Text(text) => text.clone(),
-            Self::Number(None, _) => "-".to_owned(),
+            Self::Text(text) if !text.is_empty() => text.clone(),
+            Self::Text(_) | Self::Number(None, _) => "-".to_owned(),
             Self::Number(Some(number), unit) => match unit {
-                Unit::Count => units::count(number.round() as u64),
                 Unit::PerSecond if *number > 0.0 && *number < 9.95 => format!("{number:.1}"),
-                Unit::PerSecond => units::count(number.round() as u64),
+                Unit::Count | Unit::PerSecond => units::count(number.round() as u64),
                 Unit::Bytes => units::bytes(number.round() as u64),
                 Unit::Rate => units::rate(*number),
                 Unit::Duration => units::duration(number.round() as u64),
@@ -94,8 +92,7 @@ pub(super) fn spark(values: &[Option<u64>], width: usize) -> String {
         0 => 0,
         span => ((value - least) as f64 / span as f64 * 7.0).round() as usize,
     };
-    let text: String = latest.iter().map(|value| value.map_or(' ', |value| LEVELS[level(value)])).collect();
-    format!("{text:>width$}")
+    latest.iter().map(|value| value.map_or(' ', |value| LEVELS[level(value)])).collect()
 }
 
 /// What tells rows apart.
@@ -203,7 +200,7 @@ pub(super) mod columns {
         Column::right("RETR").width(5).rank(2),
         Column::right("FAIL").width(4).rank(2),
         Column::left("LIMIT").width(8).rank(3),
-        Column::left("RTT").width(30).shrinks_to(8).rank(4),
+        Column::left("RTT").width(20).shrinks_to(8).rank(4),
     ];
     pub(in super::super) const EDGES: &[Column] = &[
         Column::left("CLIENT").width(12).shrinks_to(10),
@@ -222,7 +219,7 @@ pub(super) mod columns {
         Column::left("PROCESS").width(12).shrinks_to(8).rank(3),
         Column::left("DIR").width(3).rank(3),
         Column::left("LOCAL").width(16).shrinks_to(12).rank(5),
-        Column::left("PEER").width(16).shrinks_to(16),
+        Column::left("PEER").width(16).shrinks_to(21),
         Column::left("PEER NAME").width(10).shrinks_to(8).rank(2),
         Column::left("STATE").width(11).rank(4),
         Column::right("OUT/S").width(9),
@@ -235,7 +232,7 @@ pub(super) mod columns {
     pub(in super::super) const LISTENERS: &[Column] = &[
         Column::left("CONTAINER").width(14).shrinks_to(10),
         Column::left("PROCESS").width(14).shrinks_to(8).rank(1),
-        Column::left("LOCAL").width(16).shrinks_to(12),
+        Column::left("LOCAL").width(16).shrinks_to(21),
         Column::right("QUEUE").width(5),
         Column::right("LIMIT").width(5),
         Column::right("SYN").width(4).rank(1),
@@ -286,6 +283,6 @@ mod tests {
         assert_eq!(spark(&[Some(1), None, Some(8), Some(4)], 4), "▁ █▄");
         assert_eq!(spark(&[Some(1), Some(5), Some(5)], 2), "▁▁");
         assert_eq!(spark(&[None, None], 4), "");
-        assert_eq!(spark(&[Some(3)], 3), "  ▁");
+        assert_eq!(spark(&[Some(3)], 3), "▁");
     }
 }

@@ -128,7 +128,7 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
             match take(message, &mut state, &mut screen)? {
                 Effect::None => {}
                 Effect::Quit => return Ok(()),
-                Effect::Suspend => screen.suspend()?,
+                Effect::Suspend => terminal::suspend()?,
             }
         }
         let now = Wanted::of(&state);
@@ -142,7 +142,7 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
 fn take(message: Message, state: &mut State, screen: &mut Screen) -> anyhow::Result<Effect> {
     match message {
         Message::Input(Event::Key(key)) => return Ok(state.key(&key)),
-        Message::Input(Event::Mouse(mouse)) => return Ok(state.mouse(&mouse)),
+        Message::Input(Event::Mouse(mouse)) => return Ok(state.mouse(mouse)),
         // The next frame is as large as the terminal then.
         Message::Input(_) => {}
         Message::Answer(question, answer) => state.answer(&question, answer, Instant::now()),

@@ -1,6 +1,9 @@
 //! Where the numbers come from: a running agent, or the same thing inside this process. Only what is shown is asked for.
 
-use std::sync::mpsc::{self, TryRecvError};
+use std::{
+    collections::VecDeque,
+    sync::mpsc::{self, TryRecvError},
+};
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser as _};
@@ -40,6 +43,11 @@ pub(super) const METRICS: [&str; 12] = [
 
 /// How many connections or edges are asked for at most, those that have carried most.
 pub(super) const MOST: u32 = 1000;
+
+/// How many events are read of those that came since the last time: the latest. On a busy host nobody reads more.
+const READ: usize = 300;
+/// How many may come at a time before what is read of them is shown.
+const AT_ONCE: u32 = 20_000;
 
 /// The options that are no parameters of the API.
 const LOCAL: [&str; 3] = ["interval", "sort", "once"];
@@ -95,13 +103,13 @@ pub(super) enum Answer {
     Edges(Edges),
     Connections(Connections),
     Listeners(Listeners),
-    /// Those since the last time, and how many there was no room for.
+    /// Those since the last time, and how many more there were.
     Events(Vec<Connection>, u64),
 }
 
 /// Who is asked.
 enum Who {
-    Inside(Inside, Filter),
+    Inside(Inside, Box<Filter>),
     Agent(Remote),
 }
 
@@ -127,7 +135,7 @@ impl Source {
                 let cli = Cli::try_parse_from(["tcptide", "agent", "--edges"])?;
                 let Command::Agent(mut settings) = cli.command else { bail!("there is no agent in here") };
                 settings.runtimes = args.runtimes.clone();
-                Who::Inside(Inside::start(&settings)?, args.filter.filter())
+                Who::Inside(Inside::start(&settings)?, Box::new(args.filter.filter()))
             }
         };
         Ok(Self { who, tail: None })
@@ -155,7 +163,7 @@ impl Source {
         let totals = match &self.who {
             Who::Inside(inside, filter) => {
                 let places = METRICS.iter().filter_map(|name| Metrics::place(name)).collect();
-                inside.totals(places, filter.clone())
+                inside.totals(places, Filter::clone(filter))
             }
             Who::Agent(agent) => {
                 agent.get("totals", &query::Totals::command(), &LOCAL, &[("metrics", &METRICS.join(","))])
@@ -220,24 +228,27 @@ impl Source {
             self.tail = Some((of.cloned(), self.follow(of)?));
         }
         let Some((_, tail)) = &mut self.tail else { return Ok(Answer::Events(Vec::new(), 0)) };
-        let (mut events, mut lost) = (Vec::new(), 0);
-        loop {
+        let (mut latest, mut lost) = (VecDeque::new(), 0);
+        for _ in 0..AT_ONCE {
             match tail.next() {
-                Ok(Some(Told::Event(text))) => {
-                    let event: Connection = serde_json::from_str(&text).context("reading an event")?;
-                    if of.is_none_or(|of| of.is(&event.container)) {
-                        events.push(event);
-                    }
-                }
+                Ok(Some(Told::Event(text))) => latest.push_back(text),
                 Ok(Some(Told::Lost(count))) => lost += count,
-                Ok(None) => return Ok(Answer::Events(events, lost)),
+                Ok(None) => break,
                 // The next time it is followed anew.
                 Err(error) => {
                     self.tail = None;
                     return Err(error);
                 }
             }
+            if latest.len() > READ {
+                latest.pop_front();
+                lost += 1;
+            }
         }
+        let read = |text: String| serde_json::from_str::<Connection>(&text).context("reading an event");
+        let mut events = latest.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+        events.retain(|event| of.is_none_or(|of| of.is(&event.container)));
+        Ok(Answer::Events(events, lost))
     }
 
     fn follow(&self, of: Option<&Of>) -> anyhow::Result<Tail> {

@@ -110,14 +110,26 @@ pub(super) struct Drawn {
 }
 
 /// How it goes with the answers.
-#[derive(Default)]
 pub(super) struct Status {
+    /// Since when this is asked.
+    asked: Instant,
     /// When the last answer came.
     pub(super) answered: Option<Instant>,
     /// Why there was none since.
     pub(super) error: Option<String>,
     /// What there is more of than is shown.
     pub(super) note: Option<String>,
+}
+
+impl Status {
+    fn new(asked: Instant) -> Self {
+        Self { asked, answered: None, error: None, note: None }
+    }
+
+    /// How old the numbers are, or for how long there were none.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.answered.unwrap_or(self.asked))
+    }
 }
 
 /// Intervals that the keys choose, ms.
@@ -169,7 +181,7 @@ impl State {
             paused: false,
             help: false,
             interval,
-            status: Status::default(),
+            status: Status::new(Instant::now()),
             time: None,
             zone,
         }
@@ -232,7 +244,7 @@ impl State {
                 return;
             }
         };
-        self.status = Status { answered: Some(now), error: None, note: None };
+        self.status = Status { answered: Some(now), ..Status::new(self.status.asked) };
         let time = Timestamp::now();
         let of = self.place.of.as_deref().map(Of::new);
         match answer {
@@ -271,7 +283,7 @@ impl State {
             Answer::Events(new, lost) => {
                 self.rows = self.memory.events(new);
                 if lost > 0 {
-                    self.status.note = Some(format!("{lost} events were lost: there are too many"));
+                    self.status.note = Some(format!("{lost} more events are not shown: too many at a time"));
                 }
                 self.time = Some(time);
             }
@@ -367,7 +379,7 @@ impl State {
             Action::Filter => self.typing = self.view() != View::Connection,
             Action::Pause => self.paused = !self.paused,
             Action::Faster => {
-                self.change_interval(|now| INTERVALS.iter().rev().copied().find(|ms| *ms < now))
+                self.change_interval(|now| INTERVALS.iter().rev().copied().find(|ms| *ms < now));
             }
             Action::Slower => self.change_interval(|now| INTERVALS.iter().copied().find(|ms| *ms > now)),
             Action::All => {
@@ -462,13 +474,13 @@ impl State {
         self.filter.clear();
         self.typing = false;
         self.memory.forget_events();
-        self.status = Status::default();
+        self.status = Status::new(Instant::now());
         // Who asks for something else wants to see it.
         self.paused = false;
     }
 
     /// The mouse was moved or clicked.
-    pub(super) fn mouse(&mut self, event: &MouseEvent) -> Effect {
+    pub(super) fn mouse(&mut self, event: MouseEvent) -> Effect {
         match event.kind {
             MouseEventKind::ScrollUp => self.choose(self.at.saturating_sub(3)),
             MouseEventKind::ScrollDown => self.choose(self.at + 3),
@@ -492,5 +504,234 @@ impl State {
             _ => {}
         }
         Effect::None
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use model::{metrics::METRICS, record};
+
+    use super::*;
+    use crate::{
+        answer::totals::{Counted, Metrics, Totals},
+        command::top::draw,
+    };
+
+    pub(in super::super) fn key(code: KeyCode) -> KeyEvent {
+        KeyEvent::new(code, KeyModifiers::NONE)
+    }
+
+    /// What containers with these names, numbers of connections, and bytes sent have counted.
+    fn totals(seconds: f64, all: &[(&str, u32, u64)]) -> Answer {
+        let containers = all.iter().enumerate().map(|(id, (name, connections, sent))| {
+            let mut totals = record::Totals { sent_bytes: *sent, walk: 1, ..record::Totals::default() };
+            totals.connections[1] = *connections;
+            totals.rtt.slots[4] = *sent / 100;
+            totals.connect_failures[4] = *sent / 1000;
+            let mut container = Container::unknown(id as u64 + 10);
+            (*name).clone_into(&mut container.name);
+            let metrics = Metrics::of(&totals, 1, &vec![true; METRICS.len()]);
+            Counted { container: Arc::new(container), live: true, metrics }
+        });
+        Answer::Containers(Totals { time: Timestamp::UNIX_EPOCH, seconds, containers: containers.collect() })
+    }
+
+    /// Three containers at two looks, two seconds apart.
+    pub(in super::super) fn shop() -> State {
+        let mut state = State::new(Duration::from_secs(1), TopColumn::Connections, TimeZone::UTC);
+        let now = Instant::now();
+        let looks = [(1.0, [0, 0, 0]), (3.0, [2000, 10_240, 0])];
+        for (seconds, [web, db, idle]) in looks {
+            let answer = totals(seconds, &[("web", 7, web), ("db", 2, db), ("idle", 0, idle)]);
+            state.answer(&Question::Containers, Ok(answer), now);
+        }
+        state
+    }
+
+    fn names(state: &State) -> String {
+        let shown = state.shown().iter().map(|row| row.cells[0].shown(0, &TimeZone::UTC));
+        shown.collect::<Vec<_>>().join(" ")
+    }
+
+    fn press(state: &mut State, text: &str) {
+        for c in text.chars() {
+            state.key(&key(KeyCode::Char(c)));
+        }
+    }
+
+    #[test]
+    fn a_screen_of_80_columns_and_24_lines() {
+        let state = shop();
+        let screen = draw::screen(&state, Instant::now(), 80, 24);
+        insta::assert_snapshot!(screen[..5].join("\n"), @r"
+        tcptide  1 Containers  2 Edges  3 Connections  4 Listeners  5 Events    00:00:00
+        Containers: 2
+        CONTAINER    CONNS▾      OUT/S       IN/S     P50     P99   RETR  FAIL  LIMIT
+        web               7    1000B/s       0B/s    26µs    30µs   0.0%   1.0  -
+        db                2     5KiB/s       0B/s    26µs    30µs   0.0%   5.0  -
+        ");
+        insta::assert_snapshot!(screen[23], @"every 1s  ?: help  q: end");
+        assert!(screen[5..23].iter().all(String::is_empty), "{screen:?}");
+    }
+
+    #[test]
+    fn what_is_printed_once_has_all_columns() {
+        insta::assert_snapshot!(draw::plain(&shop(), None), @r"
+        CONTAINER       CONNS▾      OUT/S       IN/S     P50     P99   RETR  FAIL  LIMIT     RTT
+        web                  7    1000B/s       0B/s    26µs    30µs   0.0%   1.0  -         ▁
+        db                   2     5KiB/s       0B/s    26µs    30µs   0.0%   5.0  -         ▁
+        ");
+        insta::assert_snapshot!(draw::plain(&shop(), Some(40)), @r"
+        CONTAINER   CONNS▾      OUT/S       IN/S
+        web              7    1000B/s       0B/s
+        db               2     5KiB/s       0B/s
+        ");
+    }
+
+    #[test]
+    fn rows_are_sorted_by_any_column_both_ways() {
+        let mut state = shop();
+        assert_eq!(names(&state), "web db");
+        press(&mut state, ">");
+        assert_eq!((names(&state).as_str(), state.sort()), ("db web", Sort::by(2)));
+        press(&mut state, "r");
+        assert_eq!(names(&state), "web db");
+        press(&mut state, "<<");
+        assert_eq!((names(&state).as_str(), state.sort()), ("db web", Sort::by(0)));
+        press(&mut state, "<");
+        assert_eq!(state.sort().column, columns::CONTAINERS.len() - 1);
+    }
+
+    #[test]
+    fn the_chosen_row_stays_chosen_wherever_it_goes() {
+        let mut state = shop();
+        press(&mut state, "j");
+        assert_eq!(state.chosen(), 1);
+        press(&mut state, ">");
+        assert_eq!((state.chosen(), names(&state).as_str()), (0, "db web"));
+        // Who has chosen none stays at the top.
+        press(&mut state, "g<");
+        assert_eq!((state.chosen(), names(&state).as_str()), (0, "web db"));
+        press(&mut state, "jjjjj");
+        assert_eq!(state.chosen(), 1);
+    }
+
+    #[test]
+    fn a_filter_is_typed_and_given_up() {
+        let mut state = shop();
+        press(&mut state, "/Wq");
+        assert_eq!((state.filter.as_str(), names(&state).as_str()), ("Wq", ""));
+        state.key(&key(KeyCode::Backspace));
+        assert_eq!(names(&state), "web");
+        assert_eq!(state.key(&KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Effect::Quit);
+        state.key(&key(KeyCode::Enter));
+        assert_eq!(state.key(&key(KeyCode::Char('q'))), Effect::Quit);
+        state.key(&key(KeyCode::Esc));
+        assert_eq!((state.filter.as_str(), names(&state).as_str()), ("", "web db"));
+    }
+
+    #[test]
+    fn idle_ones_are_shown_only_if_asked_for() {
+        let mut state = shop();
+        press(&mut state, "a");
+        assert_eq!(names(&state), "web db idle");
+    }
+
+    #[test]
+    fn looking_closer_asks_for_that_and_coming_back_finds_the_same_row() {
+        let mut state = shop();
+        press(&mut state, "j");
+        state.key(&key(KeyCode::Enter));
+        let Question::Edges(Some(of)) = state.question() else { panic!("{:?}", state.question()) };
+        assert_eq!((of.cgroup_id, state.path().as_str()), (11, "Edges of db"));
+        // What was asked before and comes late is not shown.
+        state.answer(&Question::Containers, Ok(totals(5.0, &[("web", 1, 1)])), Instant::now());
+        assert!(state.shown().is_empty());
+        press(&mut state, "3");
+        assert!(matches!(state.question(), Question::Connections { of: Some(_), port: None }));
+        state.key(&key(KeyCode::Esc));
+        assert_eq!((state.view(), state.question()), (View::Containers, Question::Containers));
+        press(&mut state, "2");
+        assert_eq!(state.question(), Question::Edges(None));
+        state.key(&key(KeyCode::Esc));
+        assert_eq!(state.view(), View::Containers);
+        state.key(&key(KeyCode::Esc));
+        assert_eq!(state.view(), View::Containers);
+    }
+
+    #[test]
+    fn nothing_moves_while_it_is_paused() {
+        let mut state = shop();
+        press(&mut state, "p");
+        state.answer(&Question::Containers, Ok(totals(5.0, &[])), Instant::now());
+        assert_eq!((state.paused, names(&state).as_str()), (true, "web db"));
+        press(&mut state, " ");
+        state.answer(&Question::Containers, Ok(totals(5.0, &[])), Instant::now());
+        assert_eq!((state.paused, names(&state).as_str()), (false, ""));
+    }
+
+    #[test]
+    fn an_agent_that_began_anew_has_no_rates_until_the_second_look() {
+        let mut state = shop();
+        state.answer(&Question::Containers, Ok(totals(0.5, &[("web", 7, 1)])), Instant::now());
+        let shown = |state: &State| state.shown()[0].cells[2].shown(9, &TimeZone::UTC);
+        assert_eq!(shown(&state), "-");
+        state.answer(&Question::Containers, Ok(totals(1.5, &[("web", 7, 101)])), Instant::now());
+        assert_eq!(shown(&state), "100B/s");
+    }
+
+    #[test]
+    fn old_numbers_are_told_with_their_age() {
+        let mut state = shop();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(12);
+        assert!(!draw::is_old(&state, now));
+        let last = |state: &State| draw::screen(state, later, 80, 24)[23].clone();
+        assert_eq!(last(&state), "numbers of 12s ago: no answer yet");
+        state.answer(&Question::Containers, Err(anyhow::anyhow!("nobody there")), now);
+        assert_eq!(last(&state), "numbers of 12s ago: nobody there");
+        state.answer(&Question::Containers, Ok(totals(9.0, &[("web", 1, 1)])), later);
+        assert_eq!(last(&state), "every 1s  ?: help  q: end");
+    }
+
+    #[test]
+    fn no_screen_is_too_small_and_no_name_too_odd() {
+        let mut state = shop();
+        let odd = "東京\u{1b}[31m🙂\u{202e}אב\u{301}\nend of a name that is longer than most others are";
+        state.answer(&Question::Containers, Ok(totals(9.0, &[(odd, 1, 1), ("web", 1, 1)])), Instant::now());
+        for help in [false, true] {
+            state.help = help;
+            for width in 1..130 {
+                for height in [1, 2, 3, 4, 5, 10, 30] {
+                    let lines = draw::screen(&state, Instant::now(), width, height);
+                    for line in lines {
+                        let fits = unicode_width::UnicodeWidthStr::width(line.as_str()) <= width.into();
+                        assert!(fits && !line.contains(char::is_control), "{width}×{height}: {line:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_key_of_the_help_is_one_keys_only() {
+        let mut seen = BTreeMap::new();
+        for entry in keys::KEYS {
+            assert!(entry.names.len() <= 11 && entry.does.len() <= 27, "{}", entry.does);
+            for name in entry.names.split(' ') {
+                assert_eq!(seen.insert(name, entry.action), None, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_interval_goes_up_and_down_by_steps() {
+        let mut state = shop();
+        press(&mut state, "--");
+        assert_eq!(state.interval, Duration::from_secs(5));
+        press(&mut state, "++++++++++");
+        assert_eq!(state.interval, Duration::from_millis(100));
     }
 }

@@ -65,19 +65,21 @@ impl Screen {
         Ok(())
     }
 
-    /// Gives the terminal back until [`Screen::resume`], and stops this process as Ctrl-Z does.
-    pub(super) fn suspend(&self) -> anyhow::Result<()> {
-        leave();
-        signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP).context("cannot stop")
-    }
-
     /// Takes it over again, and draws all.
     pub(super) fn resume(&mut self) -> anyhow::Result<()> {
         // Whoever had it meanwhile may have left it in any state.
         leave();
         enter().context("cannot take the terminal over again")?;
-        self.terminal.clear().context(WRITE)
+        // It asks for no place of the cursor, as clear() does: the answer would come among the keys.
+        let size = self.terminal.size().context(WRITE)?;
+        self.terminal.resize(size.into()).context(WRITE)
     }
+}
+
+/// Gives the terminal back until [`Screen::resume`], and stops this process as Ctrl-Z does.
+pub(super) fn suspend() -> anyhow::Result<()> {
+    leave();
+    signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP).context("cannot stop")
 }
 
 const WRITE: &str = "cannot write to the terminal";
@@ -127,4 +129,50 @@ fn give_back_on_panic() {
         before(why);
         process::exit(101);
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read as _, os::fd::AsFd as _, process::Command};
+
+    use rustix::{pty, termios};
+
+    use super::*;
+
+    /// Set in the process that is to panic.
+    const PANICS: &str = "TCPTIDE_TEST_PANICS";
+
+    /// The test runs itself, on a terminal of its own.
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        if std::env::var_os(PANICS).is_some() {
+            let _screen = Screen::enter(Palette::PLAIN).unwrap();
+            let _ = std::thread::spawn(|| panic!("on purpose")).join();
+            panic!("nobody comes here");
+        }
+        let ours = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
+        pty::unlockpt(&ours).unwrap();
+        let theirs =
+            pty::ioctl_tiocgptpeer(&ours, pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
+        let before = format!("{:?}", termios::tcgetattr(&theirs).unwrap());
+        let mut command = Command::new("setsid");
+        command.arg("-c").arg(std::env::current_exe().unwrap());
+        let name = "command::top::terminal::tests::a_panic_gives_the_terminal_back";
+        command.args(["--exact", name, "--nocapture"]).env(PANICS, "1");
+        let copy = || theirs.as_fd().try_clone_to_owned().unwrap();
+        command.stdin(copy()).stdout(copy()).stderr(copy());
+        let status = command.spawn().unwrap().wait().unwrap();
+        drop(command);
+        assert_eq!(status.code(), Some(101));
+        assert_eq!(format!("{:?}", termios::tcgetattr(&theirs).unwrap()), before);
+        drop(theirs);
+        let mut bytes = Vec::new();
+        // Without anybody on the other side, the end is an error.
+        let _ = File::from(ours).read_to_end(&mut bytes);
+        let said = String::from_utf8_lossy(&bytes);
+        let place = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text:?} is not in {said:?}"));
+        let order = [place("\x1b[?1049h"), place("\x1b[?25h"), place("\x1b[?1049l"), place("on purpose")];
+        assert!(order.is_sorted(), "{said:?}");
+        assert!(!said.contains("nobody comes here"), "{said:?}");
+    }
 }

@@ -82,7 +82,7 @@ impl Watch {
     /// All that is known, for a screen so wide.
     pub(super) fn lines(&self, width: usize, zone: &TimeZone) -> Vec<Line> {
         let Some(one) = self.looks.back() else { return vec![("looking".to_owned(), None)] };
-        let mut lines: Vec<Line> = self.about(one);
+        let mut lines: Vec<Line> = Self::about(one);
         lines.extend(self.verdicts(one));
         let plain = |text: String| (text, None);
         lines.push(plain(String::new()));
@@ -111,7 +111,7 @@ impl Watch {
         lines
     }
 
-    fn about(&self, one: &Connection) -> Vec<Line> {
+    fn about(one: &Connection) -> Vec<Line> {
         let plain = |text: String| (text, None);
         let before = one.before.unwrap_or_default();
         let who = one.process.as_ref().map(process).unwrap_or_default();
