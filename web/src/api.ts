@@ -63,6 +63,7 @@ export interface Side {
   srtt_us?: number;
   sent_bytes: number;
   received_bytes: number;
+  segments_out: number;
   retransmits: number;
 }
 

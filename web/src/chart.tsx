@@ -20,13 +20,16 @@ interface Props {
   times: number[];
   series: Series[];
   format: (n: number) => string;
+  /** Grid lines at powers of two, as bytes have them. */
+  isBinary?: boolean;
   /** One on top of the other. */
   stacked?: boolean;
 }
 
-const HEIGHT = 170;
+const HEIGHT = 160;
+const BINARY = Array.from({ length: 50 }, (_, at) => 2 ** at);
 
-export function Chart({ title, times, series, format, stacked }: Props) {
+export function Chart({ title, times, series, format, isBinary, stacked }: Props) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const colours = useColours();
@@ -43,8 +46,8 @@ export function Chart({ title, times, series, format, stacked }: Props) {
       legend: { live: true },
       scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map((at) => clock(new Date(at * 1000)).slice(0, ticks.some((at) => at % 60) ? 8 : 5)), space: 80 },
-        { ...axis, values: (_, ticks) => ticks.map((n) => format(n)), size: 72, space: 34 },
+        { ...axis, values: (_, ticks) => ticks.map((at) => clock(new Date(at * 1000)).slice(0, ticks.some((at) => at % 60) ? 8 : 5)), space: 80, size: 30 },
+        { ...axis, values: (_, ticks) => ticks.map((n) => format(n)), size: 72, space: 34, ...(isBinary ? { incrs: BINARY } : {}) },
       ],
       series: [
         { label: strings.range, value: (u, at) => clock(new Date((at ?? u.data[0].at(-1) ?? 0) * 1000)) },
@@ -74,7 +77,7 @@ export function Chart({ title, times, series, format, stacked }: Props) {
       made.destroy();
       plot.current = null;
     };
-  }, [shape, colours, stacked]);
+  }, [shape, colours, stacked, isBinary]);
 
   useEffect(() => {
     const made = plot.current as (uPlot & { own?: Series[] }) | null;

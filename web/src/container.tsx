@@ -81,6 +81,7 @@ function Counted({ past, data, count, length }: { past: Past; data: History; cou
     <>
       <p class="verdict"><Badge level={summary.level} /> <Why summary={summary} /></p>
       <Numbers summary={summary} seconds={data.steps.reduce((sum, step) => sum + step.seconds, 0)} />
+      <States all={summary.states} />
       <div class="charts">
         <Heatmap times={times} steps={steps.map((step) => step && distribution(step, "tcptide_rtt_seconds"))} />
         <Charts times={times} steps={steps} seconds={seconds} summary={summary} />
@@ -103,6 +104,19 @@ function Numbers({ summary, seconds }: { summary: Summary; seconds: number }) {
       <Tile label={columns.p99} value={format.micros(summary.p99)} id="p99" />
       <Tile label={columns.retransmits} value={format.percent(summary.again / Math.max(summary.sentSegments, summary.again, 1))} id="again" />
     </dl>
+  );
+}
+
+function States({ all }: { all: Labelled }) {
+  const some = Object.entries(all).filter(([, n]) => n > 0);
+  if (some.length === 0) return null;
+  return (
+    <>
+      <h2 class="hidden">{strings.container.states}</h2>
+      <dl class="facts">
+        {some.map(([state, n]) => <div key={state}><dt>{format.word(state)}</dt><dd data-state={state}>{format.count(n)}</dd></div>)}
+      </dl>
+    </>
   );
 }
 
@@ -141,7 +155,7 @@ function Charts({ times, steps, seconds, summary }: {
     <>
       <Chart title={text.quantiles} times={times} series={quantiles("tcptide_rtt_seconds")} format={format.micros} />
       <Chart title={text.connect} times={times} series={quantiles("tcptide_connect_duration_seconds")} format={format.micros} />
-      <Chart title={text.traffic} times={times} format={format.rate} series={[
+      <Chart title={text.traffic} times={times} format={format.rate} isBinary series={[
         { label: strings.overview.columns.sent, colour: 1, values: perSecond((m) => single(m, "tcptide_sent_bytes_total")) },
         { label: strings.overview.columns.received, colour: 2, values: perSecond((m) => single(m, "tcptide_received_bytes_total")) },
       ]} />

@@ -14,7 +14,8 @@ export const again = (edge: Edge) => (edge.client_side?.retransmits ?? 0) + (edg
 export function level(edge: Edge): Level {
   const failed = edge.failed ?? 0;
   if (failed > 0 && failed >= 0.05 * ((edge.opened ?? 0) + failed)) return "bad";
-  return again(edge) > 0 ? "warn" : "ok";
+  const segments = (edge.client_side?.segments_out ?? 0) + (edge.server_side?.segments_out ?? 0);
+  return again(edge) >= 0.01 * segments && again(edge) > 0 ? "warn" : "ok";
 }
 
 const End = ({ node, query }: { node: Node; query: URLSearchParams }) =>

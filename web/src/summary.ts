@@ -27,6 +27,8 @@ export interface Reason {
 export interface Summary {
   level: Level;
   reasons: Reason[];
+  /** Sockets by state, now. */
+  states: Labelled;
   established: number;
   opened: number;
   failed: number;
@@ -85,6 +87,7 @@ export function summarize(past: Past, last: number): Summary {
   const summary: Summary = {
     level: "ok",
     reasons: [],
+    states,
     established: states["established"] ?? 0,
     opened,
     failed: total(failures),

@@ -114,6 +114,9 @@ const peer = await text("tr[data-cookie] td");
 assert(peer.includes(wanted.server.name), peer);
 assert.match(await page.getAttribute("canvas.heatmap", "aria-label"), /[1-9]\d* samples, p50 \d.* p99 \d/);
 
+const { states } = await get(`api/v1/states?cgroup=${wanted.odd.id}`);
+for (const [state, n] of Object.entries(states[0].states)) await becomes(`[data-state=${state}]`, String(n));
+
 // It is live.
 const held = Number(await have("hold"));
 await becomes("[data-id=established]", String(wanted.odd.held + held));
@@ -248,7 +251,7 @@ function crowd(count) {
   const edge = (from, to, at) => ({
     client: container(from), server: container(to), port: 80 + (to % 7), connections: at % 40, opened: 100, failed: at % 37 === 0 ? 20 : 0,
     rates: { opened: 1, failed: 0, sent_bytes: 2 ** (at % 22), received_bytes: 2 ** (at % 19) },
-    client_side: { sent_bytes: 1, received_bytes: 1, segments_out: 1, retransmits: at % 11 === 0 ? 3 : 0, srtt_us: 300 },
+    client_side: { sent_bytes: 1, received_bytes: 1, segments_out: 50, retransmits: at % 11 === 0 ? 3 : 0, srtt_us: 300 },
   });
   const edges = [];
   for (let n = 5; n < count; n += 1) {
