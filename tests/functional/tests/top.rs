@@ -346,7 +346,7 @@ fn does_what_it_says(terminal: &mut Terminal, key: &str, does: &str, shop: &Shop
             .unwrap_or_else(|error| panic!("{key:?}: {error:#}\n{}", shown()));
     };
     let text = |text: &str| {
-        terminal.wait_for_text(text).unwrap_or_else(|error| panic!("{key:?}, {does}: {error:#}"))
+        terminal.wait_for_text(text).unwrap_or_else(|error| panic!("{key:?}, {does}: {error:#}"));
     };
     let is_sorted = |by: &str| {
         wait_until(by, SOON, || Ok((sorted(terminal) == by).then_some(())))
@@ -695,9 +695,9 @@ fn without_an_agent_it_has_its_own_and_odd_names_break_nothing() {
     let shop = Shop::new("top-own");
     let parent = Cgroup::unique("top-own-odd").unwrap();
     let odd = Cgroup::new(parent.path().join("東京🙂\u{202e}\u{1b}[2J\tא")).unwrap();
-    let held =
+    let holding =
         Running::inside(&odd, &shop.netns, &["hold", "--to", "127.0.0.1:9601", "--count", "7"]).unwrap();
-    held.ready(SOON).unwrap();
+    holding.ready(SOON).unwrap();
     let command = Tcptide::find().unwrap().command(["top", "--container", "*top-own*"]);
     let mut terminal = Terminal::start(&command, 180, 24).unwrap();
     let web = name(&shop.web);
@@ -709,13 +709,13 @@ fn without_an_agent_it_has_its_own_and_odd_names_break_nothing() {
     let screen = terminal.screen();
     let line_of =
         |text: &str| (0..24).find(|row| screen.contents_between(*row, 0, *row, 180).contains(text)).unwrap();
-    let (head, row) = (line_of("CONNS"), line_of("東京"));
+    let (head, line) = (line_of("CONNS"), line_of("東京"));
     let at = |row: u16, text: &str| {
         (0..180).find(|column| screen.contents_between(row, *column, row, 180).starts_with(text))
     };
     let end = at(head, "CONNS").unwrap() + 5;
     // The sign of the sorting stands behind the word.
-    assert_eq!(screen.cell(row, end).unwrap().contents(), "7", "{}", screen.contents());
+    assert_eq!(screen.cell(line, end).unwrap().contents(), "7", "{}", screen.contents());
     assert!(screen.contents().contains(r"\u{202e}\u{1b}[2J\t"), "{}", screen.contents());
     for keys in ["\r", "2", "3", "4", "5", "1"] {
         terminal.press(keys).unwrap();
