@@ -46,7 +46,7 @@ build() {
     # The versions that are released, and what the fuzzer itself needs.
     cp Cargo.lock fuzz/Cargo.lock
     # With a target the flags are not for what runs while building, which may be there from building the rest.
-    RUSTFLAGS=$flags cargo build --release --manifest-path fuzz/Cargo.toml --target "$triple" --target-dir "$target"
+    RUSTFLAGS=$flags cargo build --release --bin fuzz --manifest-path fuzz/Cargo.toml --target "$triple" --target-dir "$target"
     program=$target/$triple/release/fuzz
 }
 
