@@ -12,6 +12,8 @@ import { strings } from "./strings.ts";
 const MOST_EDGES = 1000;
 /** What is seen at least, of the plane that they are placed on. */
 const LEAST = { width: 800, height: 400 };
+/** Pixels that it has on a usual screen. */
+const SCREEN = { width: 1240, height: 610 };
 /** Screens are wider than high. */
 const STRETCH = 1.6;
 const MOST_LETTERS = 26;
@@ -78,7 +80,7 @@ function Picture({ graph, focus, wanted, query }: { graph: Graph; focus?: string
   const size = { width: Math.max(right - left, LEAST.width), height: Math.max(bottom - top, LEAST.height) };
   const corner = [(left + right - size.width) / 2, (top + bottom - size.height) / 2];
   // Names are as large in a large map as in a small one.
-  const scale = Math.max(size.width / LEAST.width, size.height / LEAST.height);
+  const scale = Math.max(size.width / SCREEN.width, size.height / SCREEN.height);
   const named = roomFor(seen, radius, (point) => ({ width: short(point.name).length * 7 * scale, height: 15 * scale, below: below(point) }));
   const lines = graph.lines.filter(({ from, to }) => !near || (near.has(from) && near.has(to) && (from === focus || to === focus)));
   return (

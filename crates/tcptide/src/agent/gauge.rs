@@ -30,7 +30,7 @@ use super::{
     family::Buckets,
     namespaces::Namespaces,
     past::{Past, Step},
-    process::Usage,
+    process::{self, Usage},
     reconciliation::Reconciliation,
     reload::{LastReload, Live},
     series::{Room, Series, labels, other},
@@ -404,7 +404,8 @@ impl Worker {
     /// Ends a step of the histories, if it is time.
     fn remember(&mut self) -> anyhow::Result<()> {
         self.remember_edges()?;
-        let began = Instant::now();
+        // On a busy host a look takes long, and costs no more.
+        let (began, before) = (Instant::now(), process::thread_time());
         if self.past.as_ref().is_none_or(|past| !past.is_due(began)) {
             return Ok(());
         }
@@ -412,7 +413,7 @@ impl Worker {
         let shown = self.measured(&[]);
         let directory = &self.directory;
         if let Some(past) = &mut self.past {
-            past.remember(began, walk.number, all, &shown, |id| owner_of(directory, id));
+            past.remember((began, before), walk.number, all, &shown, |id| owner_of(directory, id));
         }
         Ok(())
     }

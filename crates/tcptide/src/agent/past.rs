@@ -17,7 +17,10 @@ use model::{
     record::Totals,
 };
 
-use super::history::{self, Counts, History};
+use super::{
+    history::{self, Counts, History},
+    process::thread_time,
+};
 use crate::answer::{
     history::{CountedThen, History as Told, Past as Answered, Span},
     totals::Metrics,
@@ -206,11 +209,11 @@ impl Past {
         self.history.is_due(now)
     }
 
-    /// Ends the step that `began` to be ended by a walk with this number, after which cgroups stand so, and of which these
+    /// Ends the step that `began` to be ended, when this thread had taken so much time, by a walk with this number, after which cgroups stand so, and of which these
     /// metrics are measured.
     pub(super) fn remember(
         &mut self,
-        began: Instant,
+        (began, taken): (Instant, Duration),
         walk: u32,
         totals: Vec<(u64, Box<Totals>)>,
         shown: &[bool],
@@ -235,7 +238,8 @@ impl Past {
             let counts = Packed::of(&metrics);
             (!counts.is_empty()).then_some(Added { of, who, counts })
         });
-        self.history.push(began, began.elapsed(), added.collect());
+        let added = added.collect();
+        self.history.push(began, thread_time().saturating_sub(taken), added);
         self.before = totals.into_iter().collect();
     }
 
@@ -372,7 +376,7 @@ mod tests {
         for step in 1..=20_u32 {
             let sent = u64::from(step) * 10;
             let all = vec![(1, totals(sent, 4, step, 3)), (2, totals(500, 5, 1, 0))];
-            past.remember(began, step, all, &everything(), container);
+            past.remember((began, thread_time()), step, all, &everything(), container);
         }
         let (steps, _) = past.since(began.checked_sub(Duration::from_secs(1)).unwrap(), |_| true, Arc::clone);
         let mut sums: HashMap<u64, Packed> = HashMap::new();
@@ -404,7 +408,7 @@ mod tests {
         for step in 1..=100_u32 {
             let sent = u64::from(step) * 1_000_003;
             let all = (1..20).map(|id| (id, totals(sent + id, 4, step, 3))).collect();
-            past.remember(began, step, all, &everything(), container);
+            past.remember((began, thread_time()), step, all, &everything(), container);
         }
         let (steps, _) = past.since(began.checked_sub(Duration::from_secs(1)).unwrap(), |_| true, Arc::clone);
         let size: usize = steps.iter().flat_map(|step| &step.added).map(|one| one.counts.size()).sum();

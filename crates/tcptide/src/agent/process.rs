@@ -27,6 +27,11 @@ fn resident(statm: &str, page_size: usize) -> Option<u64> {
     pages.checked_mul(page_size as u64)
 }
 
+/// The CPU time that the calling thread has taken.
+pub(super) fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
