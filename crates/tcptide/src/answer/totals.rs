@@ -42,6 +42,9 @@ pub(crate) struct Totals {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Metrics(Vec<Option<Reading>>);
 
+/// What tells of which kind a metric's reading is: the record is large.
+static NOTHING: LazyLock<Box<Record>> = LazyLock::new(Box::default);
+
 /// Which of [`METRICS`] has a name.
 static BY_NAME: LazyLock<HashMap<&str, usize>> =
     LazyLock::new(|| METRICS.iter().enumerate().map(|(at, metric)| (metric.name, at)).collect());
@@ -211,7 +214,7 @@ impl<'de> DeserializeSeed<'de> for Read {
     type Value = Reading;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Reading, D::Error> {
-        let mut reading = (self.0.read)(&Record::default(), 0);
+        let mut reading = (self.0.read)(&NOTHING, 0);
         match &mut reading {
             Reading::One(n) => *n = u64::deserialize(deserializer)?,
             Reading::Distribution(histogram) => {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -188,7 +189,7 @@ fn head(state: &State, column: usize, of: &Column) -> String {
 }
 
 /// Heads and rows, with as many columns as there is room for.
-fn table(state: &State, rows: &[Row], canvas: &mut Canvas<'_>, limit: Option<usize>, drawn: &mut Drawn) {
+fn table(state: &State, rows: &[Rc<Row>], canvas: &mut Canvas<'_>, limit: Option<usize>, drawn: &mut Drawn) {
     let layout = layout(state, rows, limit);
     place(state, rows, &layout, canvas);
     for (column, start, width) in layout.places() {
@@ -197,7 +198,7 @@ fn table(state: &State, rows: &[Row], canvas: &mut Canvas<'_>, limit: Option<usi
     }
 }
 
-fn place(state: &State, rows: &[Row], layout: &Layout, canvas: &mut Canvas<'_>) {
+fn place(state: &State, rows: &[Rc<Row>], layout: &Layout, canvas: &mut Canvas<'_>) {
     let columns = state.view().columns();
     for (column, start, width) in layout.places() {
         let mut put = |y: u16, text: &str, role| {
@@ -217,7 +218,7 @@ fn place(state: &State, rows: &[Row], layout: &Layout, canvas: &mut Canvas<'_>) 
 }
 
 /// Columns are as wide as usual, or as what is in them.
-fn layout(state: &State, rows: &[Row], limit: Option<usize>) -> Layout {
+fn layout(state: &State, rows: &[Rc<Row>], limit: Option<usize>) -> Layout {
     let columns = state.view().columns();
     let wanted: Vec<usize> = columns
         .iter()
@@ -313,7 +314,7 @@ pub(super) fn plain(state: &State, width: Option<usize>) -> String {
     let mut text = String::new();
     // A buffer has no more than 65,535 cells' worth of places in some of its sums: one row at a time.
     let area = Rect::new(0, 0, width, ABOVE + 1);
-    let mut line = |rows: &[Row], y: u16| {
+    let mut line = |rows: &[Rc<Row>], y: u16| {
         let mut buffer = Buffer::empty(area);
         let mut canvas = Canvas { buffer: &mut buffer, area, palette: Palette::PLAIN };
         place(state, rows, &layout, &mut canvas);

@@ -1,6 +1,6 @@
 //! What every list on the screen is made of: rows of values, which are shown, sorted and searched alike.
 
-use std::{cmp::Ordering, net::IpAddr, sync::Arc};
+use std::{borrow::Borrow, cmp::Ordering, net::IpAddr, sync::Arc};
 
 use jiff::{Timestamp, tz::TimeZone};
 use model::container::{Container, sanitize};
@@ -172,13 +172,14 @@ impl Sort {
     }
 
     /// Sorts rows; those that are equal in this column stay by their first.
-    pub(super) fn sort(self, rows: &mut [Row]) {
+    pub(super) fn sort<R: Borrow<Row>>(self, rows: &mut [R]) {
         let of =
             |row: &Row, column: usize, other: &Row| match (row.cells.get(column), other.cells.get(column)) {
                 (Some(a), Some(b)) => a.order(b),
                 _ => Ordering::Equal,
             };
         rows.sort_by(|a, b| {
+            let (a, b) = (a.borrow(), b.borrow());
             let order = of(a, self.column, b);
             let order = if self.reversed { order.reverse() } else { order };
             order.then_with(|| of(a, 0, b))

@@ -1,6 +1,7 @@
 //! What is shown: which list, of whom, sorted and filtered how, and which row is chosen. Nothing here reads or writes.
 
 use std::{
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -141,9 +142,9 @@ pub(super) struct State {
     sorts: Vec<Sort>,
     memory: Memory,
     /// All that came, unsorted.
-    rows: Vec<Row>,
+    rows: Vec<Rc<Row>>,
     /// What is shown of it, sorted.
-    shown: Vec<Row>,
+    shown: Vec<Rc<Row>>,
     /// The chosen row's number.
     at: usize,
     pub(super) drawn: Drawn,
@@ -192,7 +193,7 @@ impl State {
     }
 
     /// What is shown, sorted.
-    pub(super) fn shown(&self) -> &[Row] {
+    pub(super) fn shown(&self) -> &[Rc<Row>] {
         &self.shown
     }
 
@@ -247,14 +248,14 @@ impl State {
         self.status = Status { answered: Some(now), ..Status::new(self.status.asked) };
         let time = Timestamp::now();
         let of = self.place.of.as_deref().map(Of::new);
-        match answer {
+        let rows = match answer {
             Answer::Containers(totals) => {
-                self.rows = self.memory.containers(&totals);
                 self.time = Some(totals.time);
+                self.memory.containers(&totals)
             }
             Answer::Edges(edges) => {
-                self.rows = self.memory.edges(&edges, of.as_ref(), time);
                 self.time = Some(time);
+                self.memory.edges(&edges, of.as_ref(), time)
             }
             Answer::Connections(found) if self.place.view == View::Connection => {
                 let cookie = self.place.socket.map(|(cookie, _)| cookie);
@@ -263,31 +264,34 @@ impl State {
                     watch.see(one);
                 }
                 self.time = Some(time);
+                Vec::new()
             }
             Answer::Connections(found) => {
                 let edge = &self.place.edge;
                 let is_wanted =
                     |one: &_| edge.as_ref().is_none_or(|(far, port, _)| is_of_edge(one, far, *port));
-                self.rows = self.memory.connections(&found, is_wanted);
+                let rows = self.memory.connections(&found, is_wanted);
                 let told = found.connections.len() as u64;
                 if told < found.matched {
                     self.status.note =
                         Some(format!("the {told} that have carried most, of {}", found.matched));
                 }
                 self.time = Some(time);
+                rows
             }
             Answer::Listeners(found) => {
-                self.rows = self.memory.listeners(&found);
                 self.time = Some(time);
+                self.memory.listeners(&found)
             }
             Answer::Events(new, lost) => {
-                self.rows = self.memory.events(new);
+                self.time = Some(time);
                 if lost > 0 {
                     self.status.note = Some(format!("{lost} more events are not shown: too many at a time"));
                 }
-                self.time = Some(time);
+                self.memory.events(new)
             }
-        }
+        };
+        self.rows = rows.into_iter().map(Rc::new).collect();
         self.arrange();
     }
 
@@ -295,8 +299,8 @@ impl State {
     fn arrange(&mut self) {
         let text = self.filter.to_lowercase();
         let sort = self.sort();
-        let wanted = |row: &&Row| (self.all || !row.idle) && (text.is_empty() || row.has(&text));
-        let mut shown: Vec<Row> = self.rows.iter().filter(wanted).cloned().collect();
+        let wanted = |row: &&Rc<Row>| (self.all || !row.idle) && (text.is_empty() || row.has(&text));
+        let mut shown: Vec<_> = self.rows.iter().filter(wanted).cloned().collect();
         sort.sort(&mut shown);
         self.shown = shown;
         let place =
