@@ -94,7 +94,8 @@ impl<W, C: Counts> History<W, C> {
     /// time, or as far as is known.
     pub(super) fn steps(&self, time: Instant) -> (impl Iterator<Item = &Step<W, C>>, Instant) {
         let ends = self.steps.iter().skip(1).map(|step| step.began).chain([self.began]);
-        let first = ends.take_while(|ended| *ended <= time).count();
+        // Before the first step has ended there is an end, and no step.
+        let first = ends.take_while(|ended| *ended <= time).count().min(self.steps.len());
         (self.steps.range(first..), self.began)
     }
 
@@ -198,6 +199,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut history = History::new(Duration::from_secs(60), MOST, start);
+        assert!(history.since(at(1), &[]).1.is_empty());
         for step in 1..=4 {
             history.push(at(5 * step), SOON, vec![added(step % 2, step)]);
         }

@@ -85,7 +85,7 @@ pub(crate) struct History {
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     pub(super) limit: u32,
     /// Only these, a list of their names; without it, all
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
+    #[arg(long, value_name = "METRICS", value_delimiter = ',', value_parser = metric)]
     pub(super) metrics: Vec<usize>,
     #[command(flatten)]
     pub(super) filter: OwnerFilterArgs,
