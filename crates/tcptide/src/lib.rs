@@ -55,23 +55,18 @@ pub fn main() -> ExitCode {
 
 /// Runs a command, with the agent that it is to ask instead.
 fn run(command: Command, agent: Option<Remote>) -> anyhow::Result<()> {
-    let command = match command {
-        Command::Top(args) => return command::top::run(&args, agent),
-        other => other,
-    };
-    let agent = agent.as_ref();
+    let asked = agent.as_ref();
     match command {
-        // Done above: it takes the agent with it.
-        Command::Top(_) => Ok(()),
-        Command::Trace(args) => command::trace::run(&args, agent),
-        Command::Connlat(args) => command::connlat::run(&args, agent),
-        Command::Rtt(args) => command::rtt::run(&args, agent),
-        Command::Conns(args) => command::conns::run(&args, agent),
-        Command::States(args) => command::states::run(&args, agent),
-        Command::Listen(args) => command::listen::run(&args, agent),
-        Command::Explain(args) => command::explain::run(&args, agent),
-        Command::Map(args) => command::map::run(&args, agent),
-        Command::Containers(args) => command::containers::run(&args, agent),
+        Command::Trace(args) => command::trace::run(&args, asked),
+        Command::Connlat(args) => command::connlat::run(&args, asked),
+        Command::Rtt(args) => command::rtt::run(&args, asked),
+        Command::Conns(args) => command::conns::run(&args, asked),
+        Command::Top(args) => command::top::run(&args, agent),
+        Command::States(args) => command::states::run(&args, asked),
+        Command::Listen(args) => command::listen::run(&args, asked),
+        Command::Explain(args) => command::explain::run(&args, asked),
+        Command::Map(args) => command::map::run(&args, asked),
+        Command::Containers(args) => command::containers::run(&args, asked),
         Command::Agent(args) => agent::run(&args),
         Command::Doctor(args) => command::doctor::run(&args),
         Command::Completions { shell } => command::completions::run(shell),
