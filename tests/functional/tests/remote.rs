@@ -199,6 +199,8 @@ fn round_trips_are_told_by_an_agent_as_by_the_programs() {
     let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
     let earlier = story.start("pingpong", &["--count", "20"]).wait(SOON).unwrap();
     assert_eq!(earlier.requests, 20);
+    // Its other end ends a round trip later.
+    thread::sleep(Duration::from_millis(500));
     let names = story.cgroups.each_ref().map(name).join(",");
     let args = ["rtt", "-o", "json", "--container", &names];
     let all = both(&agent, &args);

@@ -131,7 +131,8 @@ impl<P: Between> Ends<P> {
         let trace = ["trace", "-o", "json", "--events", "close,zero-window", "--peer", &peer];
         let trace = Tcptide::find().unwrap().spawn(trace).unwrap();
         trace.wait_ready().unwrap();
-        let agent = Tcptide::find().unwrap().agent(["--metrics.grace", "1m"]).unwrap();
+        // Whoever remembers looks every 5 s, and each look is a sample of some figures.
+        let agent = Tcptide::find().unwrap().agent(["--metrics.grace", "1m", "--history", "0"]).unwrap();
         for end in [&mut client, &mut server] {
             end.before = NetCounters::of(&end.netns).unwrap();
         }
