@@ -852,10 +852,11 @@ static __always_inline __u32 fast_open(struct tcp_sock *tp)
 		_again + if_same(_first, _second, _start - _again);                                                  \
 	})
 
-/* Everything but what belongs to an event alone, the congestion control's name, and the RTT samples. */
+/* Everything but what belongs to an event alone, and the RTT samples. */
 static __noinline void describe(struct connection *c, struct tcp_sock *tp, struct gauge *g, const struct reading *now,
 				__u32 state)
 {
+	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
 	struct sock *sk = (void *)tp;
 
 	c->time_ns = bpf_ktime_get_ns();
@@ -938,6 +939,8 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->detail = 0;
 	c->state_before = 0;
 	__builtin_memset(c->padding, 0, sizeof(c->padding));
+	/* By a call: a copied socket's pointers are numbers. Zeros where it cannot be read. */
+	bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name);
 	c->rtt.sum_us = 0;
 	if (state == TCP_LISTEN) {
 		c->accept_queue = sk->sk_ack_backlog;
@@ -1009,7 +1012,6 @@ static __always_inline bool is_wanted(struct sock *sk, struct tcp_sock *tp, stru
  */
 static __noinline void report(struct tcp_sock *tp, struct gauge *g, __u32 event, __u32 state, __u32 detail)
 {
-	const struct tcp_congestion_ops *ops;
 	struct sock *sk = (void *)tp;
 	struct connection *c;
 	struct reading now;
@@ -1028,10 +1030,6 @@ static __noinline void report(struct tcp_sock *tp, struct gauge *g, __u32 event,
 	}
 	read_socket(tp, g, &now);
 	describe(c, tp, g, &now, state);
-	/* Loads cost less than a call. Zeros where it cannot be read. */
-	ops = tp->inet_conn.icsk_ca_ops;
-	((__u64 *)c->congestion)[0] = ((__u64 *)ops->name)[0];
-	((__u64 *)c->congestion)[1] = ((__u64 *)ops->name)[1];
 	c->event = event;
 	if (ends_connection(event)) {
 		c->reason = detail;

@@ -234,11 +234,8 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 		sample_queueing(tp, t);
 	if (peek_socket(sk, tp, g, &now))
 		progress = 0; /* once more at the next walk */
-	if (row) {
+	if (row)
 		describe(row, tp, g, &now, state);
-		/* A copied socket's pointers are numbers. Zeros where it cannot be read. */
-		bpf_probe_read_kernel(row->congestion, sizeof(row->congestion), &tp->inet_conn.icsk_ca_ops->name);
-	}
 	is_open = t ? fold(g, t, &now, opened_ns) : !(g->flags & FLAG_CLOSED);
 	/* What was read may be of anything then. */
 	if (!is_open)
