@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a package for Debian in target/debian and looks into it; with the argument `test` lintian does, too, and it is installed, run
-# and removed in a container, as root. Installs cargo-deb inside the target folder where it is missing. TCPTIDE is the program, which else is
-# built.
+# and removed in a container, as root. Installs cargo-deb inside the target folder where it is missing. TCPTIDE is the program,
+# which else is built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/lib.sh

@@ -3,8 +3,7 @@
 
 # How to tell that something is there, then its package for apt, dnf, pacman, apk and zypper. From autoreconf on:
 # for libelf, which is built from source and linked in, as few distributions have a static one that links; protoc is for
-# the messages of CRI, made from their definition; Node.js and npm for
-# the web page, which --no-default-features leaves out.
+# the messages of CRI, made from their definition; Node.js and npm for the web page, which --no-default-features leaves out.
 build_needs() {
     cat <<'EOF'
 program clang       clang       clang                  clang       clang         clang

@@ -107,7 +107,10 @@ static __always_inline void on_established(struct sock *sk, struct tcp_sock *tp,
 	/* A passive connection is opened now, whether it was met before or not. */
 	add_news(g, NEWS_ESTABLISHED | (g->direction == DIRECTION_PASSIVE ? NEWS_OPENED : 0));
 	opens = g->direction == DIRECTION_PASSIVE && is_sent(EVENT_OPEN);
-	/* Two records would be the same but for the event and the state, and each costs as much as ten programs that do nothing. */
+	/*
+	 * Two records would be the same but for the event and the state, and each costs as much as ten programs that do
+	 * nothing.
+	 */
 	if (is_sent(EVENT_ESTABLISHED))
 		report(tp, g, EVENT_ESTABLISHED, TCP_ESTABLISHED, opens ? OPENED_TOO : 0);
 	else if (opens)

@@ -209,8 +209,8 @@ impl Past {
         self.history.is_due(now)
     }
 
-    /// Ends the step that `began` to be ended, when this thread had taken so much time, by a walk with this number, after which cgroups stand so, and of which these
-    /// metrics are measured.
+    /// Ends the step that `began` to be ended, when this thread had taken so much time, by a walk with this number, after
+    /// which cgroups stand so, and of which these metrics are measured.
     pub(super) fn remember(
         &mut self,
         (began, taken): (Instant, Duration),
