@@ -109,6 +109,14 @@ impl Tcptide {
         command
     }
 
+    /// The same as somebody without any privilege.
+    pub fn command_of_nobody<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(&self.program).args(owned(args));
+        command
+    }
+
     /// Runs a command that ends by itself, within two minutes.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
         Self::run_command(&mut self.command(args))

@@ -34,15 +34,8 @@ fn churn(cgroup: &Cgroup, netns: &Netns, to: &str, count: &str) -> workload::Cou
 /// As somebody without any privilege.
 fn as_nobody(agent: &Agent, args: &[&str]) -> Output {
     let url = format!("http://{}", agent.address());
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-    ]);
-    command.arg(Tcptide::find().unwrap().path()).args(args).args(["--connect", &url]);
+    let mut command =
+        Tcptide::find().unwrap().command_of_nobody([args, &["--connect", url.as_str()]].concat());
     Tcptide::run_command(&mut command).unwrap()
 }
 

@@ -31,11 +31,7 @@ fn us(value: &Value) -> u64 {
 /// A command of somebody without any privilege, who asks the agent.
 fn as_nobody(agent: &Agent, args: &[&str]) -> Command {
     let url = format!("http://{}", agent.address());
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
-    command.arg("--inh-caps=-all").arg(Tcptide::find().unwrap().path()).args(args);
-    command.args(["--connect", &url]);
-    command
+    Tcptide::find().unwrap().command_of_nobody([args, &["--connect", &url]].concat())
 }
 
 /// The same command twice, ready: by its own programs, and as nobody from the agent.

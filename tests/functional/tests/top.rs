@@ -69,19 +69,8 @@ fn name(cgroup: &Cgroup) -> &str {
 
 /// `top` of an agent, as somebody without any privilege.
 fn of_agent(address: SocketAddr, args: &[&str]) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-    ]);
-    command
-        .arg(Tcptide::find().unwrap().path())
-        .args(["top", "--connect", &format!("http://{address}")])
-        .args(args);
-    command
+    let url = format!("http://{address}");
+    Tcptide::find().unwrap().command_of_nobody([&["top", "--connect", &url], args].concat())
 }
 
 fn on_terminal(agent: &Agent, args: &[&str], columns: u16, rows: u16) -> Terminal {

@@ -511,10 +511,15 @@ impl Worker {
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.take_events()?;
         let strays = self.monitor.strays()?;
-        let mut all = self.monitor.totals()?;
-        self.give(&strays)?;
-        self.strays.add_to(&mut all);
-        Ok((walk, all))
+        Ok((walk, self.totals(&strays)?))
+    }
+
+    /// What cgroups have counted as of the last walk, with what became of packets of no socket.
+    fn totals(&mut self, strays: &[(u64, Box<Strays>)]) -> anyhow::Result<ByCgroup> {
+        let mut totals = self.monitor.totals()?;
+        self.give(strays)?;
+        self.strays.add_to(&mut totals);
+        Ok(totals)
     }
 
     /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
@@ -570,9 +575,7 @@ impl Worker {
         self.take_events()?;
         let strays = self.monitor.strays()?;
         let namespaces = self.of_namespaces(&strays);
-        let mut totals = self.monitor.totals()?;
-        self.give(&strays)?;
-        self.strays.add_to(&mut totals);
+        let totals = self.totals(&strays)?;
         let about = exposition::About {
             walk,
             kernel: self.kernel.clone(),

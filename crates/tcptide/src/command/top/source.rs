@@ -49,6 +49,9 @@ const READ: usize = 300;
 /// How many may come at a time before what is read of them is shown.
 const AT_ONCE: u32 = 20_000;
 
+/// The agent inside. Nobody asks it for what was: it looks only when it is asked.
+const INSIDE: [&str; 5] = ["tcptide", "agent", "--edges", "--history", "0"];
+
 /// The options that are no parameters of the API.
 const LOCAL: [&str; 3] = ["interval", "sort", "once"];
 
@@ -132,7 +135,7 @@ impl Source {
             Some(agent) => Who::Agent(agent),
             None => {
                 // As it would be without a file of settings and an environment.
-                let cli = Cli::try_parse_from(["tcptide", "agent", "--edges"])?;
+                let cli = Cli::try_parse_from(INSIDE)?;
                 let Command::Agent(mut settings) = cli.command else { bail!("there is no agent in here") };
                 settings.runtimes = args.runtimes.clone();
                 Who::Inside(Inside::start(&settings)?, Box::new(args.filter.filter()))
@@ -322,7 +325,8 @@ mod tests {
 
     #[test]
     fn the_settings_inside_are_good() {
-        let cli = Cli::try_parse_from(["tcptide", "agent", "--edges"]).unwrap();
-        assert!(matches!(cli.command, Command::Agent(settings) if settings.edges));
+        let cli = Cli::try_parse_from(INSIDE).unwrap();
+        let Command::Agent(settings) = cli.command else { panic!("{:?}", cli.command) };
+        assert!(settings.edges && settings.history.is_zero());
     }
 }
