@@ -858,6 +858,7 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 {
 	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
 	struct sock *sk = (void *)tp;
+	__u32 listens;
 
 	c->time_ns = bpf_ktime_get_ns();
 	c->cookie = cookie_of(sk);
@@ -895,7 +896,6 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->reads = sees_reads ? g->reads : NOT_SEEN;
 	c->read_delay_us = g->read_delay_us;
 	c->mptcp_token = mptcp_token(tp);
-	c->overflows = NOT_SEEN;
 	c->fast_open = fast_open(tp);
 	c->delivery_rate = rate_of(tp->rate_delivered, tp->mss_cache, tp->rate_interval_us);
 	c->pacing_rate = sk->sk_pacing_rate;
@@ -907,7 +907,6 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->unread = without_fin(tp->rcv_nxt - tp->copied_seq, is_flagged(sk, SOCK_DONE));
 	c->unsent = without_fin(tp->write_seq - tp->snd_nxt,
 				is_one_of(state, 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING));
-	c->accept_limit = 0;
 	c->own_start = start_of(tp->snd_una, tp->bytes_acked) + if_same(g->direction, DIRECTION_ACTIVE, 1);
 	c->peer_start = start_of(tp->rcv_nxt, tp->bytes_received);
 	c->drops = sk->sk_drops.counter;
@@ -927,8 +926,6 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	c->cwnd = tp->snd_cwnd;
 	c->mss = tp->mss_cache;
 	c->reordering = tp->reordering;
-	c->accept_queue = 0;
-	c->syn_queue = 0;
 	c->error = sk->sk_err;
 	c->event = 0;
 	c->state = state;
@@ -942,13 +939,15 @@ static __noinline void describe(struct connection *c, struct tcp_sock *tp, struc
 	/* By a call: a copied socket's pointers are numbers. Zeros where it cannot be read. */
 	bpf_probe_read_kernel(c->congestion, sizeof(c->congestion), &ops->name);
 	c->rtt.sum_us = 0;
-	if (state == TCP_LISTEN) {
-		c->accept_queue = sk->sk_ack_backlog;
-		c->accept_limit = sk->sk_max_ack_backlog;
-		c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter;
-		if (sees_overflows)
-			c->overflows = g->overflows;
-	}
+	/*
+	 * Without a branch, which Linux 6.1's verifier cut out of the walk: it had followed a socket whose state was known to be
+	 * another, and took those of unknown states for the same.
+	 */
+	listens = -is_one_of(state, 1 << TCP_LISTEN);
+	c->accept_queue = sk->sk_ack_backlog & listens;
+	c->accept_limit = sk->sk_max_ack_backlog & listens;
+	c->syn_queue = tp->inet_conn.icsk_accept_queue.qlen.counter & listens;
+	c->overflows = sees_overflows ? g->overflows | ~listens : NOT_SEEN;
 }
 
 /* ---- What was asked for ------------------------------------------------------------------------------- */

@@ -161,6 +161,7 @@ fn listeners_that_are_watched_tell_how_long_connections_waited() {
     let took = micros(begun.elapsed());
     let netns = inode(&pair.netns).unwrap();
     let listener = listeners.as_array().unwrap().iter().find(|l| l["netns"] == netns).unwrap();
+    assert_ne!(listener["queues"]["limit"], 0);
     let watched = &listener["watched"];
     assert_eq!((&watched["drops"], &watched["accept_wait"]["count"]), (&json!(0), &json!(CONNECTIONS)));
     assert_eq!(watched.get("accept_wait_is_bound").is_none(), is_exact);
