@@ -147,9 +147,9 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges: bool) -> 
     for (name, headers) in ENCODINGS {
         for _ in 0..SCRAPES {
             thread::sleep(Duration::from_millis(100));
-            let (cpu, start) = (cpu_of(agent.pid())?, Instant::now());
-            let (_, body) = http::get_bytes(agent.address(), "/metrics", headers)?;
-            let (took, cpu) = (start.elapsed(), cpu_of(agent.pid())?.saturating_sub(cpu));
+            let cpu = cpu_of(agent.pid())?;
+            let http::Answer { body, took, .. } = http::get_bytes(agent.address(), "/metrics", headers)?;
+            let cpu = cpu_of(agent.pid())?.saturating_sub(cpu);
             report.add(&format!("agent: scrape, {name}"), "ms", ms(took));
             report.add(&format!("agent: scrape, {name}: CPU of the agent"), "ms", ms(cpu));
             report.add(&format!("agent: scrape, {name}: answer"), "KiB", body.len() as f64 / 1024.0);
@@ -163,9 +163,10 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges: bool) -> 
 }
 
 pub(crate) fn scrape(report: &mut Report, agent: &Agent, name: &str, crowd: &Crowd) -> Result<Scrape> {
-    let (cpu, start) = (cpu_of(agent.pid())?, Instant::now());
-    let text = agent.metrics()?;
-    let (took, cpu) = (start.elapsed(), cpu_of(agent.pid())?.saturating_sub(cpu));
+    let cpu = cpu_of(agent.pid())?;
+    let http::Answer { body, took, .. } = http::get_bytes(agent.address(), "/metrics", "")?;
+    let cpu = cpu_of(agent.pid())?.saturating_sub(cpu);
+    let text = String::from_utf8(body)?;
     let scrape = Scrape::parse(&text)?;
     let one = |metric| scrape.sum(metric, &[]).with_context(|| format!("the agent has no {metric}"));
     let (seconds, sockets) = (one("tcptide_walk_duration_seconds")?, one("tcptide_walk_sockets")?);

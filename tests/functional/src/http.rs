@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -39,18 +39,31 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Response> {
     ask(stream, path).with_context(|| format!("GET http://{address}{path}"))
 }
 
-/// GETs `path` with more headers, each ended by a line break; returns the answer's headers and its body as it came.
-pub fn get_bytes(address: SocketAddr, path: &str, headers: &str) -> Result<(String, Vec<u8>)> {
+/// An answer as it came.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// As they came, one a line.
+    pub headers: String,
+    /// As it came.
+    pub body: Vec<u8>,
+    /// From the question to the last byte.
+    pub took: Duration,
+}
+
+/// GETs `path` with more headers, each ended by a line break.
+pub fn get_bytes(address: SocketAddr, path: &str, headers: &str) -> Result<Answer> {
     let mut stream =
         TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
     let mut answer = Vec::new();
+    let start = Instant::now();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
     stream.read_to_end(&mut answer)?;
+    let took = start.elapsed();
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
     let end = end.context("an answer without an end of its headers")?;
     let body = answer.split_off(end + 4);
-    Ok((String::from_utf8_lossy(&answer).into_owned(), body))
+    Ok(Answer { headers: String::from_utf8_lossy(&answer).into_owned(), body, took })
 }
 
 /// GETs `path` from a Unix socket.

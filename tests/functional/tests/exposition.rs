@@ -24,7 +24,8 @@ fn agent(args: &[&str]) -> Agent {
 
 /// GETs with these headers; returns the answer's headers and its body as bytes.
 fn get(agent: &Agent, path: &str, headers: &str) -> (String, Vec<u8>) {
-    http::get_bytes(agent.address(), path, headers).unwrap()
+    let answer = http::get_bytes(agent.address(), path, headers).unwrap();
+    (answer.headers, answer.body)
 }
 
 fn churn(cgroup: &Cgroup, netns: &Netns, to: &str, count: u64) -> Counts {

@@ -410,10 +410,9 @@ impl Worker {
             return Ok(());
         }
         let (walk, all) = self.count()?;
-        let shown = self.measured(&[]);
         let directory = &self.directory;
         if let Some(past) = &mut self.past {
-            past.remember((began, before), walk.number, all, &shown, |id| owner_of(directory, id));
+            past.remember((began, before), walk.number, &all, |id| owner_of(directory, id));
         }
         Ok(())
     }

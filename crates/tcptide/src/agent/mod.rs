@@ -15,6 +15,7 @@ mod http;
 mod inside;
 mod ledger;
 mod namespaces;
+mod packed;
 mod page;
 mod past;
 mod process;

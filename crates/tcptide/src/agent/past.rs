@@ -13,25 +13,21 @@ use std::{
 use jiff::Timestamp;
 use model::{
     container::Container,
-    metrics::{Kind, METRICS, Metric, Reading},
+    metrics::{METRICS, Metric, Reading},
     record::Totals,
 };
 
 use super::{
     history::{self, Counts, History},
+    packed::Packed,
     process::thread_time,
 };
-use crate::answer::{
-    history::{CountedThen, History as Told, Past as Answered, Span},
-    totals::Metrics,
-};
+use crate::answer::history::{CountedThen, History as Told, Past as Answered, Span};
 
 /// How much is remembered at most, bytes.
 const MOST_BYTES: usize = 24 << 20;
 /// What a container's step takes beside its numbers, bytes.
 const OVERHEAD: usize = 64;
-/// More numbers than any metric has.
-const NUMBERS: u64 = 1 << 10;
 
 /// What tells how active a container was.
 const SEGMENTS: [&str; 2] = ["tcptide_sent_segments_total", "tcptide_received_segments_total"];
@@ -41,161 +37,21 @@ pub(super) type Added = history::Added<Container, Packed>;
 /// A step of all containers.
 pub(super) type Step = history::Step<Container, Packed>;
 
-/// Metrics without those that are zero: for each number how far it is from the one before in the order of [`METRICS`], and
-/// the number.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Packed(Arc<[u8]>);
-
-impl Packed {
-    pub(super) fn of(metrics: &Metrics) -> Self {
-        let mut all = Packing::default();
-        for (at, reading) in metrics.places() {
-            let first = at as u64 * NUMBERS;
-            match reading {
-                Reading::One(n) => all.put(first, *n),
-                Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers) => {
-                    (first..).zip(numbers).for_each(|(place, n)| all.put(place, *n));
-                }
-                Reading::Distribution(histogram) => {
-                    all.put(first, histogram.sum_us());
-                    (first + 1..).zip(histogram.counts()).for_each(|(place, n)| all.put(place, *n));
-                }
-            }
-        }
-        all.packed()
-    }
-
-    /// Where numbers are, and the numbers.
-    fn numbers(&self) -> impl Iterator<Item = (u64, u64)> {
-        let (mut bytes, mut place) = (&*self.0, 0_u64);
-        std::iter::from_fn(move || {
-            place = place.checked_add(read(&mut bytes)?)?;
-            Some((place, read(&mut bytes)?))
-        })
-    }
-
-    /// Those that are `shown` and of which anything was counted.
-    pub(super) fn metrics(&self, shown: &[bool]) -> Metrics {
-        let mut numbers: HashMap<usize, Vec<(usize, u64)>> = HashMap::new();
-        for (place, n) in self.numbers() {
-            let at = (place / NUMBERS) as usize;
-            if shown.get(at) == Some(&true) {
-                numbers.entry(at).or_default().push(((place % NUMBERS) as usize, n));
-            }
-        }
-        Metrics::with(|at, zero| {
-            let numbers = numbers.get(&at)?;
-            let mut reading = zero.clone();
-            set(&mut reading, numbers);
-            Some(reading)
-        })
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// Numbers on their way into a [`Packed`].
-#[derive(Default)]
-struct Packing {
-    bytes: Vec<u8>,
-    last: u64,
-}
-
-impl Packing {
-    /// No place comes before one that was put.
-    fn put(&mut self, place: u64, n: u64) {
-        if n > 0 {
-            write(&mut self.bytes, place - self.last);
-            write(&mut self.bytes, n);
-            self.last = place;
-        }
-    }
-
-    fn packed(self) -> Packed {
-        Packed(self.bytes.into())
-    }
-}
-
-impl Counts for Packed {
-    /// What only goes up and down is as it was last.
-    fn add(&mut self, later: &Self) {
-        let is_gauge =
-            |place| METRICS.get((place / NUMBERS) as usize).is_some_and(|metric| metric.kind == Kind::Gauge);
-        let mut all = Packing::default();
-        let mut earlier = self.numbers().filter(|(place, _)| !is_gauge(*place)).peekable();
-        for (place, n) in later.numbers() {
-            while let Some((place, n)) = earlier.next_if(|(before, _)| *before < place) {
-                all.put(place, n);
-            }
-            let same = earlier.next_if(|(other, _)| *other == place);
-            all.put(place, n.saturating_add(same.map_or(0, |(_, n)| n)));
-        }
-        earlier.for_each(|(place, n)| all.put(place, n));
-        *self = all.packed();
-    }
-
-    fn size(&self) -> usize {
-        OVERHEAD + self.0.len()
-    }
-}
-
-fn set(reading: &mut Reading, numbers: &[(usize, u64)]) {
-    match reading {
-        Reading::One(one) => *one = numbers.iter().map(|(_, n)| n).sum(),
-        Reading::Each(all) | Reading::EachSeen(all) | Reading::EachMicroseconds(all) => {
-            for (number, n) in numbers {
-                if let Some(place) = all.get_mut(*number) {
-                    *place = *n;
-                }
-            }
-        }
-        Reading::Distribution(histogram) => {
-            let mut counts = vec![0; histogram.scale().slots()];
-            let mut sum_us = 0;
-            for (number, n) in numbers {
-                match number.checked_sub(1) {
-                    None => sum_us = *n,
-                    Some(slot) => {
-                        if let Some(count) = counts.get_mut(slot) {
-                            *count = *n;
-                        }
-                    }
-                }
-            }
-            *histogram = model::histogram::Histogram::from_counts(histogram.scale(), counts, sum_us);
-        }
-    }
-}
-
-/// Seven bits a byte, the lowest first.
-fn write(bytes: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        bytes.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    bytes.push(n as u8);
-}
-
-fn read(bytes: &mut &[u8]) -> Option<u64> {
-    let mut n = 0;
-    for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
-        *bytes = rest;
-        n |= u64::from(first & 0x7f) << shift;
-        if first & 0x80 == 0 {
-            return Some(n);
-        }
-    }
-    None
-}
-
 /// The history of all containers.
 pub(super) struct Past {
     history: History<Container, Packed>,
     /// What cgroups had counted at the end of the last step.
-    before: HashMap<u64, Box<Totals>>,
+    before: HashMap<u64, Packed>,
+}
+
+impl Counts for Packed {
+    fn add(&mut self, later: &Self) {
+        *self = self.then(later);
+    }
+
+    fn size(&self) -> usize {
+        OVERHEAD + self.len()
+    }
 }
 
 impl Past {
@@ -210,37 +66,32 @@ impl Past {
     }
 
     /// Ends the step that `began` to be ended, when this thread had taken so much time, by a walk with this number, after
-    /// which cgroups stand so, and of which these metrics are measured.
+    /// which cgroups stand so.
     pub(super) fn remember(
         &mut self,
         (began, taken): (Instant, Duration),
         walk: u32,
-        totals: Vec<(u64, Box<Totals>)>,
-        shown: &[bool],
+        totals: &[(u64, Box<Totals>)],
         container: impl Fn(u64) -> Arc<Container>,
     ) {
-        let none = Totals::default();
-        let mut by_owner: HashMap<u64, (Arc<Container>, Metrics)> = HashMap::new();
-        for (id, now) in &totals {
-            let before = self.before.get(id);
-            if before.is_some_and(|before| before == now) && now.walk != walk {
+        let mut by_owner: HashMap<u64, Added> = HashMap::new();
+        let mut before = HashMap::with_capacity(totals.len());
+        for (id, now) in totals {
+            let now = Packed::of_totals(now, walk);
+            let counts = self.before.get(id).map_or_else(|| now.clone(), |before| now.since(before));
+            before.insert(*id, now);
+            if counts.is_empty() {
                 continue;
             }
-            let before = Metrics::of(before.map_or(&none, |before| before), walk, shown);
-            let new = Metrics::of(now, walk, shown).since(&before);
-            let container = container(*id);
-            by_owner
-                .entry(container.cgroup_id)
-                .and_modify(|(_, sum)| sum.add(&new))
-                .or_insert_with(|| (container, new));
+            let who = container(*id);
+            match by_owner.get_mut(&who.cgroup_id) {
+                Some(sum) => sum.counts = sum.counts.and(&counts),
+                None => drop(by_owner.insert(who.cgroup_id, Added { of: who.cgroup_id, who, counts })),
+            }
         }
-        let added = by_owner.into_iter().filter_map(|(of, (who, metrics))| {
-            let counts = Packed::of(&metrics);
-            (!counts.is_empty()).then_some(Added { of, who, counts })
-        });
-        let added = added.collect();
+        let added = by_owner.into_values().collect();
         self.history.push(began, thread_time().saturating_sub(taken), added);
-        self.before = totals.into_iter().collect();
+        self.before = before;
     }
 
     /// The steps since a time of containers that are wanted, by what is known of them `now`, and when the last one ended.
@@ -340,9 +191,8 @@ impl<'a> Sum<'a> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::answer::totals::Metrics;
 
     fn container(id: u64) -> Arc<Container> {
         Arc::new(Container::unknown(id))
@@ -351,8 +201,6 @@ mod tests {
     fn totals(sent_bytes: u64, slot: usize, walk: u32, connections: u64) -> Box<Totals> {
         let mut totals = Totals { sent_bytes, walk, ..Totals::default() };
         totals.rtt.slots[slot] = sent_bytes;
-        totals.rtt.sum_us = 7 * sent_bytes;
-        totals.limited_us[1] = sent_bytes;
         totals.connections[1] = connections as _;
         Box::new(totals)
     }
@@ -376,7 +224,7 @@ mod tests {
         for step in 1..=20_u32 {
             let sent = u64::from(step) * 10;
             let all = vec![(1, totals(sent, 4, step, 3)), (2, totals(500, 5, 1, 0))];
-            past.remember((began, thread_time()), step, all, &everything(), container);
+            past.remember((began, thread_time()), step, &all, container);
         }
         let (steps, _) = past.since(began.checked_sub(Duration::from_secs(1)).unwrap(), |_| true, Arc::clone);
         let mut sums: HashMap<u64, Packed> = HashMap::new();
@@ -389,7 +237,7 @@ mod tests {
             let told = sums[&id].metrics(&everything());
             let counted = Metrics::of(totals, 20, &everything());
             for (metric, reading) in counted.iter() {
-                let is_zero = Packed::of(&counted.clone().only(|_, one| one.name == metric.name)).is_empty();
+                let is_zero = Packed::of([(0, reading)]).is_empty();
                 assert_eq!(told.get(metric.name), (!is_zero).then_some(reading), "{}", metric.name);
             }
         };
@@ -407,8 +255,8 @@ mod tests {
         let mut past = Past { history, ..Past::new(Duration::ZERO) };
         for step in 1..=100_u32 {
             let sent = u64::from(step) * 1_000_003;
-            let all = (1..20).map(|id| (id, totals(sent + id, 4, step, 3))).collect();
-            past.remember((began, thread_time()), step, all, &everything(), container);
+            let all: Vec<_> = (1..20).map(|id| (id, totals(sent + id, 4, step, 3))).collect();
+            past.remember((began, thread_time()), step, &all, container);
         }
         let (steps, _) = past.since(began.checked_sub(Duration::from_secs(1)).unwrap(), |_| true, Arc::clone);
         let size: usize = steps.iter().flat_map(|step| &step.added).map(|one| one.counts.size()).sum();
@@ -420,23 +268,5 @@ mod tests {
 
     fn one_of(packed: &Packed) -> u64 {
         one(&packed.metrics(&everything()), "tcptide_sent_bytes_total")
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_packed_is_unpacked(sent: u64, slot in 0_usize..40, state in 0_usize..8, n: u32) {
-            let mut record = totals(sent >> 3, slot, 5, 0);
-            record.connections[state] = n as _;
-            let metrics = Metrics::of(&record, 5, &everything());
-            let packed = Packed::of(&metrics);
-            prop_assert_eq!(Packed::of(&packed.metrics(&everything())), packed.clone());
-            prop_assert_eq!(one_of(&packed), sent >> 3);
-            prop_assert_eq!(packed.metrics(&vec![false; METRICS.len()]).iter().count(), 0);
-        }
-
-        #[test]
-        fn any_bytes_are_read(bytes: Vec<u8>) {
-            let _ = Packed(bytes.into()).metrics(&everything());
-        }
     }
 }

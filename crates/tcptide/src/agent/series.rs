@@ -23,6 +23,7 @@ use model::{
 use super::{
     budget::{Budget, Candidate, Claim, for_newcomers},
     ledger::{Ledger, add},
+    packed::Packed,
 };
 use crate::identity::Directory;
 
@@ -116,8 +117,8 @@ pub(crate) struct Series {
     has_looked: bool,
     budget: Budget<Labels>,
     ledger: Ledger,
-    /// The totals at the last look.
-    last: HashMap<u64, Box<Totals>>,
+    /// What cgroups had counted at the last look.
+    last: HashMap<u64, Packed>,
     samples: Arc<Vec<Sample>>,
     /// Those that are in `~other`.
     folded: BTreeSet<Labels>,
@@ -172,21 +173,23 @@ impl Series {
         let mut leaving = Vec::new();
         let mut of_kernel = None;
         self.ledger.begin();
-        for (id, totals) in &totals {
-            let readings = METRICS.iter().map(|metric| (metric.read)(totals, walk)).collect();
-            if *id == CGROUP_OTHER {
-                of_kernel = (**totals != Totals::default()).then_some(readings);
+        // Who still sends them has them.
+        self.samples = Arc::default();
+        for (id, totals) in totals {
+            let readings = METRICS.iter().map(|metric| (metric.read)(&totals, walk)).collect();
+            if id == CGROUP_OTHER {
+                of_kernel = (*totals != Totals::default()).then_some(readings);
                 continue;
             }
-            let owner = self.owner(*id, resolve(*id), now);
-            if self.is_over(*id, totals, walk, &is_live, now) {
-                leaving.push((*id, labels(&owner), readings));
+            let owner = self.owner(id, resolve(id), now);
+            if self.is_over(id, &totals, walk, &is_live, now) {
+                leaving.push((id, labels(&owner), readings));
                 continue;
             }
             let open =
                 if totals.walk == walk { totals.connections.iter().copied().map(u64::from).sum() } else { 0 };
             let segments = totals.sent_segments + totals.received_segments;
-            all.entry(labels(&owner)).or_default().push(Cgroup { id: *id, owner, readings, segments, open });
+            all.entry(labels(&owner)).or_default().push(Cgroup { id, owner, readings, segments, open });
         }
         let forgotten: Vec<_> = leaving.iter().map(|(id, ..)| *id).collect();
         for (id, labels, readings) in leaving {
@@ -202,8 +205,10 @@ impl Series {
             self.known.remove(id);
         }
         self.decide(&all, of_kernel.is_some(), room, now);
-        self.take(all, of_kernel, walk);
-        self.last = totals.into_iter().filter(|(id, _)| !forgotten.contains(id)).collect();
+        let now = all.values().flatten().map(|one| (one.id, Packed::of(one.readings.iter().enumerate())));
+        let now = now.collect();
+        self.take(all, of_kernel);
+        self.last = now;
         self.has_looked = true;
         forgotten
     }
@@ -273,15 +278,12 @@ impl Series {
     }
 
     /// Adds up what each has, and what is `~other`'s.
-    fn take(&mut self, all: BTreeMap<Labels, Vec<Cgroup>>, of_kernel: Option<Vec<Reading>>, walk: u32) {
+    fn take(&mut self, all: BTreeMap<Labels, Vec<Cgroup>>, of_kernel: Option<Vec<Reading>>) {
         let mut samples = Vec::new();
         for (labels, cgroups) in all {
             if !self.budget.has_own(&labels) {
                 for one in cgroups {
-                    let before = || {
-                        let totals = self.last.get(&one.id)?;
-                        Some(METRICS.iter().map(|metric| (metric.read)(totals, walk)).collect())
-                    };
+                    let before = || self.last.get(&one.id).map(Packed::readings);
                     self.ledger.fold(one.id, one.readings, before);
                 }
                 continue;

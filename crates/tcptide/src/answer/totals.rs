@@ -71,11 +71,6 @@ impl Metrics {
         METRICS.iter().zip(&self.0).filter_map(|(metric, reading)| Some((metric, reading.as_ref()?)))
     }
 
-    /// As [`Self::iter`], with where each stands in [`METRICS`].
-    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, &Reading)> {
-        self.0.iter().enumerate().filter_map(|(at, reading)| Some((at, reading.as_ref()?)))
-    }
-
     /// Those that `fill` makes of each of [`METRICS`] at zero.
     pub(crate) fn with(fill: impl Fn(usize, &Reading) -> Option<Reading>) -> Self {
         static ZEROS: LazyLock<Vec<Reading>> = LazyLock::new(|| {
