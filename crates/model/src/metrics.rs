@@ -60,6 +60,14 @@ pub enum Reading {
 }
 
 impl Reading {
+    /// Those of a metric with labels.
+    pub fn numbers(&self) -> Option<&[u64]> {
+        match self {
+            Self::Each(numbers) | Self::EachSeen(numbers) | Self::EachMicroseconds(numbers) => Some(numbers),
+            Self::One(_) | Self::Distribution(_) => None,
+        }
+    }
+
     /// Adds the same metric's reading of another cgroup.
     pub fn add(&mut self, other: &Self) {
         match (self, other) {

@@ -47,6 +47,8 @@ pub(crate) struct Exposition {
 pub(crate) struct Shape {
     /// Of each of [`METRICS`], whether what feeds it runs.
     present: Vec<bool>,
+    /// Of each of [`METRICS`] with labels, which numbers have a combination of values that can occur.
+    possible: Vec<Vec<bool>>,
     buckets: Buckets,
     info: InfoLabels,
 }
@@ -130,27 +132,30 @@ pub(crate) fn measured(programs: &[ProgramStats]) -> Vec<bool> {
 
 impl Shape {
     pub(crate) fn new(programs: &[ProgramStats], buckets: Buckets, info: InfoLabels) -> Self {
-        Self { present: measured(programs), buckets, info }
+        let nothing = Totals::default();
+        let possible = METRICS.iter().map(|metric| {
+            let numbers = (metric.read)(&nothing, 0).numbers().map_or(0, <[u64]>::len);
+            (0..numbers).map(|at| metric.own_labels(at, numbers).is_some()).collect()
+        });
+        Self { present: measured(programs), possible: possible.collect(), buckets, info }
     }
 
     /// How many series one set of labels has: with all of these readings added up, and so many cgroups.
     pub(crate) fn count(&self, readings: &[&[Reading]], cgroups: usize) -> usize {
         let metrics = METRICS.iter().enumerate().filter(|(at, _)| self.present[*at]);
         let of_metrics: usize = metrics
-            .map(|(at, metric)| {
+            .map(|(at, _)| {
                 let all = || readings.iter().filter_map(move |readings| readings.get(at));
                 match all().next() {
                     None => 0,
                     Some(Reading::One(_)) => 1,
-                    Some(Reading::Each(numbers) | Reading::EachMicroseconds(numbers)) => (0..numbers.len())
-                        .filter(|at| metric.own_labels(*at, numbers.len()).is_some())
-                        .count(),
-                    Some(Reading::EachSeen(numbers)) => {
-                        let is_seen = |at: &usize| {
-                            metric.own_labels(*at, numbers.len()).is_some()
-                                && all().any(|r| matches!(r, Reading::EachSeen(numbers) if numbers[*at] > 0))
-                        };
-                        (0..numbers.len()).filter(is_seen).count()
+                    Some(Reading::Each(_) | Reading::EachMicroseconds(_)) => {
+                        self.possible[at].iter().filter(|possible| **possible).count()
+                    }
+                    Some(Reading::EachSeen(_)) => {
+                        let is_seen = |at: usize| all().any(|r| r.numbers().is_some_and(|all| all[at] > 0));
+                        let possible = self.possible[at].iter().enumerate();
+                        possible.filter(|(at, possible)| **possible && is_seen(*at)).count()
                     }
                     Some(Reading::Distribution(histogram)) => self.buckets.series(histogram),
                 }

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use model::namespace::NAMESPACE_EVENTS;
 use probe::{Monitor, NamespaceOwner};
 
@@ -38,6 +40,13 @@ enum Owner {
     Many,
 }
 
+/// A reading that is on its way, and the owners of sockets as they were when it began: of a namespace that was made since no
+/// owner is taken for gone.
+struct Coming {
+    owners: Option<Vec<NamespaceOwner>>,
+    readings: JoinHandle<anyhow::Result<Readings>>,
+}
+
 /// The readings, and what is remembered from one to the next.
 pub(crate) struct Namespaces {
     most: usize,
@@ -46,6 +55,7 @@ pub(crate) struct Namespaces {
     /// The namespaces in it, by [`Reading::id`].
     ids: HashSet<u64>,
     at: Option<Instant>,
+    coming: Option<Coming>,
     /// Whose each is, by [`Reading::id`]; `None` once that cannot be known any more.
     owners: Option<HashMap<u64, Owner>>,
     /// A living cgroup that has had a socket there, by the same.
@@ -84,27 +94,50 @@ impl Namespaces {
             readings: Readings::default(),
             ids: HashSet::new(),
             at: None,
+            coming: None,
             owners: Some(HashMap::new()),
             cgroups: HashMap::new(),
             past: HashMap::new(),
         }
     }
 
-    /// Reads all, unless that was done a moment ago and these were there.
+    /// Begins to read all, unless that was done a moment ago.
+    pub(crate) fn begin(&mut self, monitor: &Monitor) -> anyhow::Result<()> {
+        if self.at.is_none_or(|at| at.elapsed() >= GOOD_FOR) && self.coming.is_none() {
+            self.coming = Some(self.start(monitor)?);
+        }
+        Ok(())
+    }
+
+    fn start(&self, monitor: &Monitor) -> anyhow::Result<Coming> {
+        let owners = monitor.namespace_owners()?;
+        let read = self.reader(EXTENSIONS);
+        let reading = thread::Builder::new().name("namespaces".to_owned()).spawn(read);
+        Ok(Coming { owners, readings: reading.context("cannot start a thread that reads namespaces")? })
+    }
+
+    /// Takes what was begun to be read, and reads once more if these were not there yet.
     pub(crate) fn update(
         &mut self,
         monitor: &Monitor,
         directory: &Directory,
         expected: impl IntoIterator<Item = u64>,
     ) -> anyhow::Result<()> {
-        if self.at.is_some_and(|at| at.elapsed() < GOOD_FOR)
-            && expected.into_iter().all(|id| self.ids.contains(&id))
-        {
-            return Ok(());
+        if let Some(coming) = self.coming.take() {
+            self.take(coming, monitor, directory)?;
         }
-        // First: of a namespace that is made meanwhile no owner is taken for gone.
-        let owners = monitor.namespace_owners()?;
-        self.readings = self.read(EXTENSIONS)?;
+        if self.at.is_none() || !expected.into_iter().all(|id| self.ids.contains(&id)) {
+            let coming = self.start(monitor)?;
+            self.take(coming, monitor, directory)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, coming: Coming, monitor: &Monitor, directory: &Directory) -> anyhow::Result<()> {
+        let Coming { owners, readings } = coming;
+        let readings =
+            readings.join().map_err(|_| anyhow::anyhow!("the thread that reads namespaces died"))?;
+        self.readings = readings?;
         self.at = Some(Instant::now());
         self.ids = self.readings.of.iter().map(|(netns, reading)| reading.id(*netns)).collect();
         for (netns, error) in &self.readings.failed {
@@ -124,9 +157,16 @@ impl Namespaces {
     }
 
     /// These files of as many namespaces as are to be read.
-    pub(crate) fn read(&self, files: &[&str]) -> anyhow::Result<Readings> {
-        let first: BTreeSet<u64> = self.readings.of.keys().copied().collect();
-        Readings::take_some(files, self.most, &first)
+    pub(crate) fn read(&self, files: &'static [&'static str]) -> anyhow::Result<Readings> {
+        self.reader(files)()
+    }
+
+    fn reader(
+        &self,
+        files: &'static [&'static str],
+    ) -> impl FnOnce() -> anyhow::Result<Readings> + Send + use<> {
+        let (most, first) = (self.most, self.readings.of.keys().copied().collect::<BTreeSet<u64>>());
+        move || Readings::take_some(files, most, &first)
     }
 
     /// Joins the owners of each namespace, and drops what is known of those that are gone.
