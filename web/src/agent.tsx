@@ -1,37 +1,31 @@
 // What the agent costs, what it could not see, and what became of its programs.
 
-import { text as getText, usePoll, type Health, type Program } from "./api.ts";
-import * as format from "./format.ts";
 import { useRef } from "preact/hooks";
+import type { Health, Program } from "./api.ts";
+import * as format from "./format.ts";
+import { useLive } from "./live.ts";
 import { Note, Table, Tile, Waiting } from "./parts.tsx";
-import { samples, sum, type Sample } from "./samples.ts";
 import { strings } from "./strings.ts";
 
-const EVERY = 5000;
-
-const get = async (path: string, signal: AbortSignal) => ({ at: performance.now(), all: samples(await getText(path, signal)) });
-
-/** How much a number of the metrics has grown a second since they were asked for the time before. */
-function useRate(name: string, metrics: { at: number; all: Sample[] } | undefined): number | undefined {
-  const before = useRef<{ at: number; n: number; rate?: number } | null>(null);
-  if (!metrics) return undefined;
-  const n = sum(metrics.all, name);
+/** How much of a core it has taken since the answer before; at first, since its start. */
+function useCpu(health: Health | undefined): number | undefined {
+  const before = useRef({ uptime: 0, cpu: 0, rate: 0 });
+  if (!health) return undefined;
   const last = before.current;
-  if (!last || metrics.at !== last.at) {
+  const [uptime, cpu] = [health.uptime_seconds, health.cost.cpu_seconds];
+  if (uptime !== last.uptime) {
     // It may have begun anew.
-    const rate = last && n >= last.n ? ((n - last.n) / (metrics.at - last.at)) * 1000 : undefined;
-    before.current = { at: metrics.at, n, rate };
+    const rate = uptime > last.uptime ? (cpu - last.cpu) / (uptime - last.uptime) : cpu / uptime;
+    before.current = { uptime, cpu, rate };
   }
-  return before.current?.rate;
+  return before.current.rate;
 }
 
 export function Agent() {
   const text = strings.agent;
-  const { data: health, refused } = usePoll<Health>("api/v1/health", EVERY);
-  const { data: programs } = usePoll<{ programs: Program[] }>("api/v1/programs", EVERY);
-  const { data: metrics } = usePoll("metrics", EVERY, get);
-  const cpu = useRate("tcptide_process_cpu_seconds_total", metrics);
-  const of = (name: string) => (metrics ? sum(metrics.all, name) : undefined);
+  const { data: health, refused } = useLive<Health>("/health");
+  const { data: programs } = useLive<{ programs: Program[] }>("/programs");
+  const cpu = useCpu(health);
   const shown = (n: number | undefined, format: (n: number) => string) => (n === undefined ? strings.none : format(n));
   return (
     <>
@@ -41,9 +35,9 @@ export function Agent() {
         <>
           <dl class="tiles">
             <Tile label={text.cpu} value={shown(cpu, (n) => text.ofCore(format.percent(n)))} id="cpu" />
-            <Tile label={text.memory} value={shown(of("tcptide_process_resident_memory_bytes"), format.bytes)} id="memory" />
-            <Tile label={text.sockets} value={shown(of("tcptide_walk_sockets"), format.count)} id="sockets" />
-            <Tile label={text.walk} value={shown(of("tcptide_walk_duration_seconds"), format.seconds)} />
+            <Tile label={text.memory} value={shown(health.cost.resident_bytes, format.bytes)} id="memory" />
+            <Tile label={text.sockets} value={shown(health.cost.walk_sockets, format.count)} id="sockets" />
+            <Tile label={text.walk} value={shown(health.cost.walk_seconds, format.seconds)} />
             <Tile label={text.uptime} value={format.seconds(health.uptime_seconds)} id="uptime" />
             <Tile label={text.version} value={health.version} id="version" />
             <Tile label={text.kernel} value={health.kernel} id="kernel" />
@@ -64,7 +58,7 @@ export function Agent() {
           </section>
           <section>
             <h2>{text.programs}</h2>
-            {programs ? <Programs all={programs.programs} metrics={metrics?.all ?? []} /> : <Waiting />}
+            {programs ? <Programs all={programs.programs} /> : <Waiting />}
           </section>
           <section>
             <h2>{text.links}</h2>
@@ -80,14 +74,13 @@ export function Agent() {
   );
 }
 
-function Programs({ all, metrics }: { all: Program[]; metrics: Sample[] }) {
+function Programs({ all }: { all: Program[] }) {
   const { columns } = strings.agent;
   return (
     <Table label={strings.agent.programs} numbers={[3, 4]}
       columns={[columns.name, columns.hook, columns.status, columns.runs, columns.time, columns.feeds]}>
       {all.map((one) => {
-        const labels = { program: one.name };
-        const [runs, seconds] = [sum(metrics, "tcptide_program_runs_total", labels), sum(metrics, "tcptide_program_run_seconds_total", labels)];
+        const [runs, seconds] = [one.runs ?? 0, one.run_seconds ?? 0];
         const isWrong = one.status === "refused" || one.status === "unsupported";
         return (
           <tr key={one.name} data-program={one.name}>

@@ -1,11 +1,12 @@
 // One container: what it counted over time, and its sockets now.
 
-import { STEP_MS, usePoll, type Connection, type Container, type Edge, type History, type Labelled, type Metrics, type Past } from "./api.ts";
+import type { Connection, Container, Edge, History, Labelled, Metrics, Past } from "./api.ts";
 import { Chart, type Series } from "./chart.tsx";
 import { EdgeTable } from "./edges.tsx";
 import * as format from "./format.ts";
 import { Heatmap } from "./heatmap.tsx";
 import { quantile } from "./histogram.ts";
+import { useLive } from "./live.ts";
 import { Why } from "./overview.tsx";
 import { Badge, Note, Peer, Table, Tile, Waiting } from "./parts.tsx";
 import { range, type Route } from "./route.ts";
@@ -24,10 +25,10 @@ export function ContainerPage({ path, query }: Route) {
   const { since, step, count, length } = range(query);
   const cgroup = `cgroup=${encodeURIComponent(id)}`;
   const metrics = [...METRICS, "tcptide_connect_duration_seconds"].join(",");
-  const { data, refused } = usePoll<History>(`api/v1/history?since=${since}&step=${step}&metrics=${metrics}&${cgroup}`, STEP_MS);
-  const live = usePoll<Connections>(`api/v1/connections?limit=${MOST_CONNECTIONS}&${cgroup}`, STEP_MS);
-  const listeners = usePoll<{ listeners: Connection[] }>(`api/v1/listeners?${cgroup}`, STEP_MS);
-  const edges = usePoll<{ edges: Edge[] }>(`api/v1/edges?since=${since}&${cgroup}`, STEP_MS);
+  const { data, refused } = useLive<History>(`/history?since=${since}&step=${step}&metrics=${metrics}&${cgroup}`);
+  const live = useLive<Connections>(`/connections?limit=${MOST_CONNECTIONS}&${cgroup}`);
+  const listeners = useLive<{ listeners: Connection[] }>(`/listeners?${cgroup}`);
+  const edges = useLive<{ edges: Edge[] }>(`/edges?since=${since}&${cgroup}`);
   if (!data) return <Waiting refused={refused} />;
   // A cgroup is asked for with all below it: this is the one itself.
   const past = data.containers.find((one) => String(one.container.cgroup_id) === id) ?? data.containers[0];

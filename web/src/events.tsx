@@ -1,8 +1,9 @@
 // Connections as they open, fail and close. The kernel sends events only while somebody follows them: while this page is open.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { setReachable, type Connection } from "./api.ts";
+import type { Connection } from "./api.ts";
 import * as format from "./format.ts";
+import { follow } from "./live.ts";
 import { ContainerLink, Note, Peer, Table } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { strings } from "./strings.ts";
@@ -12,8 +13,6 @@ const KINDS = ["open", "established", "close", "fail"];
 const MOST = 300;
 /** How often what came is shown. */
 const EVERY = 250;
-/** A stream that was refused is asked for again after so long; one that broke off, the browser asks for by itself. */
-const AGAIN = 2000;
 
 type State = "waiting" | "follow" | "paused";
 type Numbered = Connection & { at: number };
@@ -26,24 +25,11 @@ function useEvents(url: string | undefined) {
   useEffect(() => {
     if (url === undefined) return setState("paused");
     let came: Numbered[] = [];
-    let source: EventSource;
-    let timer: number | undefined;
-    const open = () => {
-      setState("waiting");
-      source = new EventSource(url);
-      source.onopen = () => {
-        setReachable(true);
-        setState("follow");
-      };
-      source.onmessage = ({ data }) => came.push({ ...(JSON.parse(data) as Connection), at: (number.current += 1) });
-      source.addEventListener("lost", ({ data }) => setLost((sum) => sum + Number(data)));
-      source.onerror = () => {
-        setReachable(false);
-        setState("waiting");
-        if (source.readyState === EventSource.CLOSED) timer = window.setTimeout(open, AGAIN);
-      };
-    };
-    open();
+    setState("waiting");
+    const end = follow(url, {
+      message: (data) => came.push({ ...(JSON.parse(data) as Connection), at: (number.current += 1) }),
+      lost: (data) => setLost((sum) => sum + Number(data)),
+    }, (isOpen) => setState(isOpen ? "follow" : "waiting"));
     const showing = window.setInterval(() => {
       if (came.length === 0) return;
       const news = came.slice(-MOST).reverse();
@@ -51,8 +37,7 @@ function useEvents(url: string | undefined) {
       setEvents((shown) => [...news, ...shown].slice(0, MOST));
     }, EVERY);
     return () => {
-      source.close();
-      window.clearTimeout(timer);
+      end();
       window.clearInterval(showing);
     };
   }, [url]);

@@ -1,10 +1,11 @@
 // The service map: who talks to whom, as a picture and as a table.
 
 import { useMemo, useRef, useState } from "preact/hooks";
-import { STEP_MS, usePoll, type Edge } from "./api.ts";
+import type { Edge } from "./api.ts";
 import { EdgeTable } from "./edges.tsx";
 import * as format from "./format.ts";
 import { graph, neighbours, roomFor, width, type Graph, type Line, type Point } from "./layout.ts";
+import { useLive } from "./live.ts";
 import { Note, Waiting } from "./parts.tsx";
 import { href, range, type Route } from "./route.ts";
 import { strings } from "./strings.ts";
@@ -21,7 +22,7 @@ const RADIUS = 9;
 
 export function MapPage({ query }: Route) {
   const { since, words } = range(query);
-  const { data, refused } = usePoll<{ edges: Edge[] }>(`api/v1/edges?since=${since}&max_edges=${MOST_EDGES}`, STEP_MS);
+  const { data, refused } = useLive<{ edges: Edge[] }>(`/edges?since=${since}&max_edges=${MOST_EDGES}`);
   const places = useRef(new Map<string, Point>());
   const drawn = useMemo(() => {
     if (!data) return undefined;

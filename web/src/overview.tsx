@@ -1,10 +1,11 @@
 // All containers, the worst first, with the reason in words.
 
 import { useMemo, useState } from "preact/hooks";
-import { STEP_MS, usePoll, type History, type Past } from "./api.ts";
+import type { History, Past } from "./api.ts";
 import { Spark } from "./chart.tsx";
 import * as format from "./format.ts";
 import { quantile } from "./histogram.ts";
+import { useLive } from "./live.ts";
 import { Badge, ContainerLink, Note, Table, Tile, Waiting } from "./parts.tsx";
 import { range, type Route } from "./route.ts";
 import { strings } from "./strings.ts";
@@ -16,8 +17,8 @@ const POINTS = { "5m": "15s", "15m": "45s", "1h": "3m" } as Record<string, strin
 
 export function Overview({ query }: Route) {
   const { since, words } = range(query);
-  const path = `api/v1/history?since=${since}&step=${POINTS[since]}&limit=${MOST}&metrics=${METRICS.join(",")}`;
-  const { data, refused } = usePoll<History>(path, STEP_MS);
+  const path = `/history?since=${since}&step=${POINTS[since]}&limit=${MOST}&metrics=${METRICS.join(",")}`;
+  const { data, refused } = useLive<History>(path);
   const [wanted, want] = useState("");
   const rows = useMemo(() => summaries(data), [data]);
   const text = strings.overview;

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import type { Metrics, Past } from "../src/api.ts";
-import { samples, sum } from "../src/samples.ts";
 import { compare, summarize } from "../src/summary.ts";
 import { href, parse } from "../src/route.ts";
 
@@ -35,11 +34,4 @@ test("links keep the time, and names of any kind", () => {
   assert.deepEqual(parse("#/container/a%2Fb%20%3F%23%25?range=1h").path, ["container", "a/b ?#%"]);
   assert.equal(href([], query, { range: undefined }), "#/");
   assert.deepEqual(parse("#/%E0%A4%A").path, ["%E0%A4%A"]);
-});
-
-test("metrics are read with whatever is in their labels", () => {
-  const all = samples('# HELP a b\na{x="1",y="q\\"}\\\\n\\n"} 2.5e3\na{x="2"} 1\nb 7\n');
-  assert.deepEqual(all[0], { name: "a", labels: { x: "1", y: 'q"}\\n\n' }, value: 2500 });
-  assert.equal(sum(all, "a"), 2501);
-  assert.equal(sum(all, "a", { x: "2" }), 1);
 });

@@ -78,6 +78,7 @@ pub struct Monitor {
     costs: Costs,
     when_measured: Measure,
     nesting: Nesting,
+    last_walk: Option<Walk>,
     skel: TcpSkel<'static>,
 }
 
@@ -127,6 +128,7 @@ impl Monitor {
             costs: Costs::default(),
             nesting: Nesting { seen: 0, alone: 0, last: Instant::now(), quiet: QUIET },
             when_measured: options.measure,
+            last_walk: None,
             skel,
         };
         for program in PROGRAMS {
@@ -288,7 +290,13 @@ impl Monitor {
             }
         }
         walk.took = began.elapsed();
+        self.last_walk = Some(walk);
         Ok(walk)
+    }
+
+    /// What the last walk did, if there was one.
+    pub fn last_walk(&self) -> Option<Walk> {
+        self.last_walk
     }
 
     /// The totals of every cgroup that had a connection; those of live connections as of the last walk.

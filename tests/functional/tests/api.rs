@@ -272,6 +272,64 @@ fn a_stream_is_not_held_back_to_be_compressed() {
     agent.stop().unwrap();
 }
 
+/// One stream for several questions, as the page asks them.
+#[test]
+fn answers_are_told_again_when_they_change() {
+    const HELD: u64 = 3;
+    let netns = Netns::new("api-live").unwrap();
+    let (web, app) = (Cgroup::unique("api-live-web").unwrap(), Cgroup::unique("api-live-app").unwrap());
+    let server = Running::inside(&app, &netns, &["serve", "--listen", "127.0.0.1:9601"]).unwrap();
+    server.listening().unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let states = format!("/states?container={}", name(&web));
+    let asked = [states.as_str(), "/openapi.json", "/edges"].map(|ask| format!("&ask={}", encode(ask)));
+    let mut stream = TcpStream::connect(agent.address()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let request = format!("GET /api/v1/live?interval=1s{} HTTP/1.1\r\nHost: a\r\n\r\n", asked.concat());
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+    let mut next = || loop {
+        let line = lines.next().unwrap();
+        if line == "event: answer" {
+            let data = lines.next().unwrap();
+            return serde_json::from_str::<Value>(data.strip_prefix("data: ").unwrap()).unwrap();
+        }
+    };
+    let first = [next(), next(), next()];
+    assert_eq!(
+        first.each_ref().map(|told| told["ask"].as_str().unwrap()),
+        [&states, "/openapi.json", "/edges"]
+    );
+    assert_eq!(first.each_ref().map(|told| told["status"].as_u64().unwrap()), [200, 200, 400]);
+    assert_eq!(first[0]["answer"]["states"].as_array().unwrap().len(), 0);
+    assert_eq!(first[1]["answer"], agent.json("/api/v1/openapi.json").unwrap());
+    assert!(first[2]["answer"]["error"].as_str().unwrap().contains("without --edges"), "{}", first[2]);
+    // Only what is another answer comes once more.
+    let count = HELD.to_string();
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9601", "--count", &count]).unwrap();
+    held.ready(SOON).unwrap();
+    loop {
+        let told = next();
+        assert_eq!(told["ask"], states);
+        if told["answer"]["states"][0]["states"]["established"] == HELD {
+            break;
+        }
+    }
+    drop(held);
+    assert_eq!(next()["ask"], states);
+    drop(stream);
+    for (query, text) in [
+        ("", "ask"),
+        ("?ask=/events", "there are /connections"),
+        ("?ask=/states&interval=10ms", "from 1s to 1h"),
+        (&format!("?ask=/states{}", "&ask=/states".repeat(16)), "16 at most"),
+    ] {
+        let answer = agent.get(&format!("/api/v1/live{query}")).unwrap();
+        assert!(answer.status == 400 && answer.body.contains(text), "{query}: {answer:?}");
+    }
+    agent.stop().unwrap();
+}
+
 /// A stream may last longer than an answer may take, as long as it is read.
 #[test]
 fn a_stream_lasts_as_long_as_it_is_read() {
@@ -503,12 +561,14 @@ fn the_document_is_what_the_server_does() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("http://{}/api/v1/openapi.json", agent.address());
     let mut command = Command::new(schemathesis);
-    // A stream of events has no end to wait for.
+    // A stream has no end to wait for.
     command.args([
         "run",
         &url,
         "--exclude-path",
         "/events",
+        "--exclude-path",
+        "/live",
         "--max-examples",
         "20",
         "--no-color",

@@ -562,6 +562,13 @@ fn it_fits_any_terminal_and_the_mouse_finds_its_way() {
         sleep(Duration::from_millis(300));
     }
     terminal.wait_for_text("q: end").unwrap();
+    // A key that comes with a change of size is no less a key.
+    for at in 0..30 {
+        let (columns, view, title) = [(90, "4", "Listeners: "), (80, "1", "Containers: ")][at % 2];
+        terminal.resize(columns, 24).unwrap();
+        terminal.press(view).unwrap();
+        terminal.wait_for_text(title).unwrap();
+    }
 
     let column = |lines: &[String], line: usize, text: &str| {
         lines[line].find(text).map(|at| lines[line][..at].chars().count())

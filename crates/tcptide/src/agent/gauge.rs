@@ -21,7 +21,7 @@ use model::{
     record::{CGROUP_OTHER, Strays, Totals},
 };
 use probe::{Monitor, Options, Walk};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     edges::{Edges, LeftOut, NameOf, OwnerOf},
@@ -82,6 +82,8 @@ enum Request {
 pub(crate) struct Gauge {
     requests: Sender<Request>,
     answered: Arc<Mutex<Scrapes>>,
+    /// The thread has the other end, and never sends.
+    alive: watch::Receiver<()>,
 }
 
 impl Gauge {
@@ -90,9 +92,11 @@ impl Gauge {
         let (requests, asked) = channel();
         let (give, given) = channel();
         let (ready, started) = channel();
+        let (lives, alive) = watch::channel(());
         thread::Builder::new()
             .name("gauge".to_owned())
             .spawn(move || {
+                let _lives = lives;
                 let Ok(start) = given.recv() else { return };
                 match Worker::start(start) {
                     Ok(worker) => {
@@ -107,13 +111,19 @@ impl Gauge {
         privileges::keep(privileges::set(privileges::of_names(&args.runtimes)))?;
         give.send(Start::new(args, traffic)?).ok().context("the gauge's thread has not started")?;
         started.recv().context("the gauge's thread ended while it started")??;
-        Ok(Self { requests, answered: Arc::default() })
+        Ok(Self { requests, answered: Arc::default(), alive })
     }
 
     /// One that has nothing to tell.
     #[cfg(any(test, fuzzing))]
     pub(super) fn nobody() -> Self {
-        Self { requests: channel().0, answered: Arc::default() }
+        Self { requests: channel().0, answered: Arc::default(), alive: watch::channel(()).1 }
+    }
+
+    /// Waits for the thread's end, which comes by a fault of its own only: while there is a `Gauge`, it works.
+    pub(super) fn end(&self) -> impl Future<Output = ()> + use<> {
+        let mut alive = self.alive.clone();
+        async move { while alive.changed().await.is_ok() {} }
     }
 
     /// What became of scrapes so far.

@@ -18,7 +18,7 @@ mod namespaces;
 mod packed;
 mod page;
 mod past;
-mod process;
+pub(crate) mod process;
 mod protobuf;
 mod reconciliation;
 mod reload;
@@ -73,7 +73,8 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let gauge = gauge::Gauge::start(args, Arc::clone(&traffic))?;
     privileges::keep(CapabilitySet::empty())?;
     let reloader = reload::Reloader::new(args, &gauge);
-    web::serve(listener, http::router(gauge), args.limits(), (traffic, live), reloader)
+    let fault = gauge.end();
+    web::serve(listener, http::router(gauge), args.limits(), (traffic, live), reloader, fault)
 }
 
 /// Whoever comes here has settings that are right.

@@ -25,10 +25,18 @@ pub(crate) struct Program {
     /// What the kernel's compiler made of it: `bpf_prog_info.jited_prog_len`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) machine_code_bytes: Option<u32>,
+    /// How often it ran while run times were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) runs: Option<u64>,
+    /// How long it ran then, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) run_seconds: Option<f64>,
 }
 
 impl Program {
-    pub(crate) fn of(stats: ProgramStats) -> Self {
+    /// With its run times, if they were measured.
+    pub(crate) fn of(stats: ProgramStats, is_measured: bool) -> Self {
+        let measured = stats.run.filter(|_| is_measured);
         Self {
             name: stats.program.name,
             hook: stats.program.hook,
@@ -41,6 +49,8 @@ impl Program {
             feeds: stats.program.feeds,
             instructions: stats.run.map(|run| run.verified_instructions).filter(|n| *n > 0),
             machine_code_bytes: stats.run.map(|run| run.machine_code_bytes).filter(|n| *n > 0),
+            runs: measured.map(|run| run.runs),
+            run_seconds: measured.map(|run| run.run_time_ns as f64 / 1e9),
         }
     }
 }

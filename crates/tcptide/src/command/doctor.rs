@@ -93,7 +93,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             Ok(monitor) => {
                 let took = begun.elapsed();
                 found("monitor", Ok(format!("attached in {} ms", took.as_millis())));
-                report.programs = monitor.programs().into_iter().map(Program::of).collect();
+                report.programs = monitor.programs().into_iter().map(|one| Program::of(one, false)).collect();
             }
             Err(error) => able = found("monitor", Err(error.to_string())),
         }

@@ -16,21 +16,22 @@ use axum::{
     routing::{MethodRouter, get},
 };
 use clap::CommandFactory as _;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use schemars::{Schema, SchemaGenerator};
 
-use super::{Refusal, json, openapi, query};
+use super::{Refusal, json, live, openapi, query};
 use crate::{
     agent::{
         gauge::{Gauge, Worker},
         past,
+        process::Usage,
         tails::{Told, Wanted},
     },
     answer::{
         connections::Connections,
         containers::{Containers, identified},
         edges::Edges,
-        health::{Health, Lost},
+        health::{Cost, Health, Lost},
         history::History,
         listeners::Listeners,
         programs::{Program, Programs},
@@ -113,6 +114,14 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         route: || get(events),
     },
     Endpoint {
+        path: "/live",
+        summary: "Answers of other endpoints, again and again, as server-sent events: an event called `answer` has in `data` \
+                  what was asked (`ask`), the `status`, and the `answer`; one that is as it was is not told again.",
+        parameters: query::Live::command,
+        answer: None,
+        route: || get(live::live),
+    },
+    Endpoint {
         path: "/programs",
         summary: "What became of each BPF program.",
         parameters: query::Nothing::command,
@@ -134,9 +143,6 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         route: || get(document),
     },
 ];
-
-/// How often a stream says that it is there while nothing happens.
-const ALIVE: Duration = Duration::from_secs(15);
 
 /// Asks the gauge's thread.
 async fn ask<T: Send + 'static>(
@@ -240,13 +246,22 @@ async fn events(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result
     });
     // Who reads it knows that from then on nothing is missed.
     let begun = stream::once(async { Ok(Event::default().comment("attached")) });
-    let all = futures_util::StreamExt::chain(begun, told);
-    Ok(Sse::new(all).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())
+    Ok(streamed(begun.chain(told)))
+}
+
+/// Server-sent events. Now and then they say that they are there, while nothing happens.
+pub(super) fn streamed(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
+    const ALIVE: Duration = Duration::from_secs(15);
+    Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response()
 }
 
 async fn programs(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Nothing {} = query::parse(query.as_deref())?;
-    let programs = ask(&gauge, |worker| Ok(worker.monitor.programs().into_iter().map(Program::of).collect()));
+    let programs = ask(&gauge, |worker| {
+        let is_measured = !worker.monitor.measured().is_zero();
+        let of = |program| Program::of(program, is_measured);
+        Ok(worker.monitor.programs().into_iter().map(of).collect())
+    });
     Ok(json(&Programs { programs: programs.await? }))
 }
 
@@ -254,7 +269,8 @@ async fn health(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result
     let query::Nothing {} = query::parse(query.as_deref())?;
     let health = ask(&gauge, |worker| {
         let lost = Lost::of(&worker.monitor.losses());
-        Ok(Health::new(worker.kernel.clone(), worker.began, lost, &worker.directory))
+        let cost = Cost::of(Usage::now(), worker.monitor.last_walk());
+        Ok(Health::new(worker.kernel.clone(), worker.began, lost, cost, &worker.directory))
     });
     Ok(json(&health.await?))
 }

@@ -2,6 +2,7 @@
 //! and for the OpenAPI document.
 
 mod endpoints;
+mod live;
 mod openapi;
 pub(crate) mod query;
 

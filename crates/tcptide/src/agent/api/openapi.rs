@@ -77,10 +77,14 @@ fn parameter(arg: &Arg) -> Option<Value> {
     if arg.get_action().takes_values() && !values.is_empty() && !is_flag {
         schema = json!({ "type": "string", "pattern": list_of(values.iter().map(String::as_str)) });
     }
+    if value_name == Some("QUESTION") {
+        schema =
+            json!({ "type": "array", "items": schema, "minItems": 1, "maxItems": super::query::QUESTIONS });
+    }
     debug_assert!(!matches!(arg.get_action(), ArgAction::SetTrue), "a flag takes true and false here");
     let description = arg.get_help().map(ToString::to_string);
     Some(
-        json!({ "name": name, "in": "query", "required": false, "description": description, "schema": schema }),
+        json!({ "name": name, "in": "query", "required": arg.is_required_set(), "description": description, "schema": schema }),
     )
 }
 

@@ -128,6 +128,27 @@ pub(crate) struct Events {
     pub(super) peer: PeerArgs,
 }
 
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub(crate) struct Live {
+    /// What to ask again and again: an endpoint below /api/v1 with its parameters, such as /states?container=web; may be
+    /// given up to 16 times
+    #[arg(long, value_name = "QUESTION", required = true, num_args = 1)]
+    pub(super) ask: Vec<String>,
+    /// How long after the answers it is asked again, from 1s to 1h
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = interval)]
+    pub(super) interval: Duration,
+}
+
+/// The most questions of a stream.
+pub(super) const QUESTIONS: usize = 16;
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(3600);
+    if range.contains(&interval) { Ok(interval) } else { Err("it has to be from 1s to 1h".to_owned()) }
+}
+
 /// Reads a query.
 pub(super) fn parse<Q: Parser + CommandFactory + FromArgMatches>(query: Option<&str>) -> Result<Q, Refusal> {
     let command = Q::command();

@@ -11,9 +11,9 @@ mod tls;
 mod traffic;
 mod users;
 
-use std::{future::pending, io, net::TcpListener, sync::Arc, time::Duration};
+use std::{future::pending, io, net::TcpListener, pin::pin, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use axum::Router;
 use tokio::{
     net::TcpStream,
@@ -46,7 +46,8 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
 }
 
-/// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long.
+/// Serves until SIGTERM or SIGINT; what is being answered then is answered first, if that does not take long. A `fault` ends it
+/// with an error.
 ///
 /// With a `reloader`, SIGHUP has it read the settings again; without one it ends the agent as it ends other programs whose
 /// terminal is gone.
@@ -56,6 +57,7 @@ pub(crate) fn serve(
     limits: Limits,
     (traffic, live): (Arc<Traffic>, Live),
     reloader: Option<Reloader>,
+    fault: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let gate = Gate::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,7 +77,8 @@ pub(crate) fn serve(
         say!("attached, {serving}");
         systemd::ready(&serving);
         let mut server = Server::new(Shared { router, limits, traffic, live, gate });
-        loop {
+        let mut fault = pin!(fault);
+        let ended = loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => server.take(stream),
@@ -90,14 +93,16 @@ pub(crate) fn serve(
                     systemd::reloading();
                     systemd::ready(&format!("{serving}; {}", reloader.reload()));
                 }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                // Nobody would count any more: whoever started the agent may start another.
+                () = &mut fault => break Err(anyhow!("a fault in tcptide ended the thread that counts")),
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
             }
-        }
+        };
         systemd::stopping();
         drop(listener);
         server.end().await;
-        Ok(())
+        ended
     })
 }
 
@@ -166,5 +171,22 @@ impl Server {
         let _ = self.ending.send(());
         let all = async { while self.connections.join_next().await.is_some() {} };
         let _ = timeout(LAST_WORDS, all).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_ends_it_with_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let second = Duration::from_secs(1);
+        let limits = Limits { connections: 1, read: second, write: second, idle: second };
+        let with = (Arc::default(), Live::start(None).unwrap());
+        let ended = serve(listener, Router::new(), limits, with, None, ready(()));
+        assert!(ended.unwrap_err().to_string().contains("a fault"));
     }
 }
