@@ -319,7 +319,7 @@ fn answers_are_told_again_when_they_change() {
     assert_eq!(next()["ask"], states);
     drop(stream);
     for (query, text) in [
-        ("", "ask"),
+        ("", "'ask' is missing"),
         ("?ask=/events", "there are /connections"),
         ("?ask=/states&interval=10ms", "from 1s to 1h"),
         (&format!("?ask=/states{}", "&ask=/states".repeat(16)), "16 at most"),

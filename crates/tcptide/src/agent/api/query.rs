@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser, error::ContextKind};
+use clap::{
+    CommandFactory, FromArgMatches, Parser,
+    error::{ContextKind, ErrorKind},
+};
 use model::{container::nearest, metrics::METRICS};
 
 use super::Refusal;
@@ -184,6 +187,9 @@ fn explain(error: &clap::Error) -> String {
     let Some(argument) = context(ContextKind::InvalidArg) else { return first.to_owned() };
     let option = argument.split([' ', '=', '[']).next().unwrap_or_default();
     let name = option.trim_start_matches('-').replace('-', "_");
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        return format!("the parameter '{name}' is missing");
+    }
     let said = first.replace(&argument, &name);
     match context(ContextKind::ValidValue) {
         Some(values) => format!("{said}: one of {values}"),
@@ -229,6 +235,9 @@ mod tests {
         }
         let text = said::<Events>("events=opening");
         assert!(text.contains("open, established"), "{text}");
+        assert_eq!(said::<Live>("interval=2s"), "the parameter 'ask' is missing");
+        let text = said::<Live>("ask=/states&interval=999ms");
+        assert!(text.contains("'interval'") && text.contains("from 1s to 1h"), "{text}");
         let text = said::<Connections>("port=1&port=2");
         assert!(text.contains("port"), "{text}");
     }
