@@ -1,7 +1,7 @@
 //! A running agent, asked through its API: `--connect`.
 
 use std::{
-    io::{BufRead as _, BufReader, ErrorKind},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _},
     path::Path,
     sync::{
         Arc,
@@ -37,6 +37,8 @@ pub(crate) const USUAL: &str = "http://127.0.0.1:9836";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often who follows events does what else there is to do.
 const PERIOD: Duration = Duration::from_millis(50);
+/// An answer up to this is read at once, bytes.
+const AT_ONCE: u64 = 16 << 20;
 /// How long an event may be on its way: an agent fetches them every 50 ms, and tells them with the next ones where far ends
 /// are known.
 const ON_THEIR_WAY: Duration = Duration::from_millis(200);
@@ -123,9 +125,16 @@ impl Remote {
         local: &[&str],
         more: &[(&str, &str)],
     ) -> anyhow::Result<T> {
-        let answer = self.ask(what, takes, local, more)?;
-        let reader = BufReader::new(answer.into_body().into_reader());
-        serde_json::from_reader(reader).with_context(|| {
+        let mut reader = self.ask(what, takes, local, more)?.into_body().into_reader();
+        // Text in memory is read in half the time; but there may be hundreds of megabytes of it.
+        let mut first = Vec::new();
+        (&mut reader).take(AT_ONCE).read_to_end(&mut first).context("reading the agent's answer")?;
+        let answer = if (first.len() as u64) < AT_ONCE {
+            serde_json::from_slice(&first)
+        } else {
+            serde_json::from_reader(BufReader::new(first.as_slice().chain(reader)))
+        };
+        answer.with_context(|| {
             format!("the answer of the agent at {} cannot be read; is it of another version?", self.url)
         })
     }

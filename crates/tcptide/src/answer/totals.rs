@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, sync::Arc, sync::LazyLock};
 use jiff::Timestamp;
 use model::{
     container::Container,
-    metrics::{METRICS, Metric, Reading},
+    metrics::{Label, METRICS, Metric, Reading},
     record::Totals as Record,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -114,11 +114,6 @@ impl Metrics {
     }
 }
 
-/// The values of a metric's own labels that the `at`th of `of` numbers has, unless there is no such combination.
-fn own_values(metric: &Metric, at: usize, of: usize) -> Option<Vec<&'static str>> {
-    Some(metric.own_labels(at, of)?.into_iter().map(|(_, value)| value).collect())
-}
-
 impl Serialize for Metrics {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -156,23 +151,39 @@ impl Shown<'_> {
         number: fn(u64) -> N,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let of = numbers.len();
-        let values = |at| own_values(self.metric, at, of);
-        let all = numbers.iter().enumerate().filter(|(_, n)| is_shown(**n));
-        let all = all.filter_map(|(at, n)| Some((values(at)?, number(*n))));
-        if self.metric.labels.len() < 2 {
-            return serializer.collect_map(all.map(|(values, n)| (values[0], n)));
-        }
-        let mut outer: Vec<(&str, serde_json::Map<String, serde_json::Value>)> = Vec::new();
-        for (values, n) in all {
-            if outer.last().is_none_or(|(value, _)| *value != values[0]) {
-                outer.push((values[0], serde_json::Map::new()));
+        let by = |label, numbers| By { label, numbers, is_shown, number };
+        match self.metric.labels {
+            [first, second] => {
+                let parts = first.values.iter().zip(numbers.chunks(second.values.len()));
+                let all = parts.filter_map(|(value, numbers)| Some(((*value)?, by(second, numbers))));
+                serializer.collect_map(all.filter(|(_, inner)| inner.shown().next().is_some()))
             }
-            if let (Some((_, inner)), Ok(n)) = (outer.last_mut(), serde_json::to_value(n)) {
-                inner.insert(values[1].to_owned(), n);
-            }
+            labels => match labels.first() {
+                Some(label) => by(label, numbers).serialize(serializer),
+                None => serializer.serialize_map(Some(0))?.end(),
+            },
         }
-        serializer.collect_map(outer)
+    }
+}
+
+/// Numbers by the values of a label.
+struct By<'a, N> {
+    label: &'static Label,
+    numbers: &'a [u64],
+    is_shown: fn(u64) -> bool,
+    number: fn(u64) -> N,
+}
+
+impl<N> By<'_, N> {
+    fn shown(&self) -> impl Iterator<Item = (&'static str, N)> {
+        let all = self.label.values.iter().zip(self.numbers);
+        all.filter_map(|(value, n)| Some(((*value)?, (self.number)(*n))).filter(|_| (self.is_shown)(*n)))
+    }
+}
+
+impl<N: Serialize> Serialize for By<'_, N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.shown())
     }
 }
 
@@ -188,8 +199,8 @@ impl<'de> Deserialize<'de> for Metrics {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
                 let mut all = vec![None; METRICS.len()];
-                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                    match Metrics::place(&name) {
+                while let Some(at) = map.next_key_seed(Key(Metrics::place))? {
+                    match at {
                         Some(at) => all[at] = Some(map.next_value_seed(Read(&METRICS[at]))?),
                         // Of a newer agent.
                         None => drop(map.next_value::<IgnoredAny>()?),
@@ -232,41 +243,82 @@ impl<'de> DeserializeSeed<'de> for Read {
                 *histogram = model::histogram::Histogram::from_counts(scale, counts, sum_us);
             }
             Reading::Each(numbers) | Reading::EachSeen(numbers) => {
-                read_labelled(self.0, numbers, |n: u64| n, deserializer)?;
+                Labelled { labels: self.0.labels, numbers, number: |n: u64| n }.deserialize(deserializer)?;
             }
             Reading::EachMicroseconds(numbers) => {
-                read_labelled(self.0, numbers, |seconds: f64| (seconds * 1e6).round() as u64, deserializer)?;
+                let number = |seconds: f64| (seconds * 1e6).round() as u64;
+                Labelled { labels: self.0.labels, numbers, number }.deserialize(deserializer)?;
             }
         }
         Ok(reading)
     }
 }
 
-fn read_labelled<'de, D: Deserializer<'de>, N: Deserialize<'de>>(
-    metric: &Metric,
-    numbers: &mut [u64],
+/// Reads an object of numbers by the values of a label, or of such objects by those of a second one.
+struct Labelled<'a, N> {
+    labels: &'static [Label],
+    numbers: &'a mut [u64],
     number: fn(N) -> u64,
-    deserializer: D,
-) -> Result<(), D::Error> {
-    let of = numbers.len();
-    let mut set = |path: &[&str], n: N| {
-        let at = (0..of).find(|at| own_values(metric, *at, of).as_deref() == Some(path));
-        if let Some(at) = at {
-            numbers[at] = number(n);
-        }
-    };
-    if metric.labels.len() < 2 {
-        for (value, n) in HashMap::<String, N>::deserialize(deserializer)? {
-            set(&[&value], n);
-        }
-        return Ok(());
+}
+
+impl<'de, N: Deserialize<'de>> DeserializeSeed<'de> for Labelled<'_, N> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
     }
-    for (first, inner) in HashMap::<String, HashMap<String, N>>::deserialize(deserializer)? {
-        for (second, n) in inner {
-            set(&[&first, &second], n);
-        }
+}
+
+impl<'de, N: Deserialize<'de>> Visitor<'de> for Labelled<'_, N> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("numbers by the values of a label")
     }
-    Ok(())
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { labels, numbers, number } = self;
+        let Some((first, rest)) = labels.split_first() else { return Ok(()) };
+        let width = numbers.len() / first.values.len();
+        let place = |value: &str| first.values.iter().position(|known| *known == Some(value));
+        while let Some(at) = map.next_key_seed(Key(place))? {
+            match at.and_then(|at| numbers.get_mut(at * width..(at + 1) * width)) {
+                // Of a newer agent.
+                None => drop(map.next_value::<IgnoredAny>()?),
+                Some(numbers) if !rest.is_empty() => {
+                    map.next_value_seed(Labelled { labels: rest, numbers, number })?;
+                }
+                Some(numbers) => {
+                    let n = number(map.next_value()?);
+                    numbers.iter_mut().for_each(|place| *place = n);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a name, and finds what it is of.
+struct Key<F>(F);
+
+impl<'de, T, F: FnOnce(&str) -> Option<T>> DeserializeSeed<'de> for Key<F> {
+    type Value = Option<T>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<T, F: FnOnce(&str) -> Option<T>> Visitor<'_> for Key<F> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Option<T>, E> {
+        Ok(self.0(name))
+    }
 }
 
 impl JsonSchema for Metrics {

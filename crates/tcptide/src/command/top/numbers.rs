@@ -124,23 +124,23 @@ fn connections(metrics: &Metrics) -> u64 {
 
 impl Memory {
     /// What is compared with the next answers only, as after a pause.
-    pub(super) fn containers(&mut self, totals: &Totals) -> Vec<Row> {
+    pub(super) fn containers(&mut self, totals: Totals) -> Vec<Row> {
         // An agent that was started anew counts from nothing.
-        let before = self.totals.take().filter(|(seconds, _)| *seconds < totals.seconds);
+        let mut before = self.totals.take().filter(|(seconds, _)| *seconds < totals.seconds);
         let seconds = before.as_ref().map(|(seconds, _)| totals.seconds - seconds);
         let mut now = HashMap::with_capacity(totals.containers.len());
         let mut rows = Vec::with_capacity(totals.containers.len());
-        for counted in &totals.containers {
+        for counted in totals.containers {
             let id = counted.container.cgroup_id;
-            let earlier = before.as_ref().map(|(_, before)| before.get(&id));
+            let earlier = before.as_mut().map(|(_, before)| before.remove(&id));
             // Who was not there at the last look has counted all since.
             let since = earlier.map(|earlier| match earlier {
-                Some(earlier) => counted.metrics.since(earlier),
+                Some(earlier) => counted.metrics.since(&earlier),
                 None => counted.metrics.clone(),
             });
             let since = since.as_ref().zip(seconds).map(|(metrics, seconds)| Since { metrics, seconds });
-            rows.push(self.container(counted, since.as_ref()));
-            now.insert(id, counted.metrics.clone());
+            rows.push(self.container(&counted, since.as_ref()));
+            now.insert(id, counted.metrics);
         }
         self.medians.retain(|id, _| now.contains_key(id));
         self.totals = Some((totals.seconds, now));

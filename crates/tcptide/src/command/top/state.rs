@@ -251,7 +251,7 @@ impl State {
         let rows = match answer {
             Answer::Containers(totals) => {
                 self.time = Some(totals.time);
-                self.memory.containers(&totals)
+                self.memory.containers(totals)
             }
             Answer::Edges(edges) => {
                 self.time = Some(time);
