@@ -290,7 +290,7 @@ impl<'de, N: Deserialize<'de>> Visitor<'de> for Labelled<'_, N> {
                 }
                 Some(numbers) => {
                     let n = number(map.next_value()?);
-                    numbers.iter_mut().for_each(|place| *place = n);
+                    numbers.fill(n);
                 }
             }
         }
