@@ -226,7 +226,10 @@ fn round_trips_are_told_by_an_agent_as_by_the_programs() {
             assert!((110..=150).contains(&count) && sum / count >= 10_000, "{line}");
             assert!((10_000..14_000).contains(&us(&line["min_us"])), "{line}");
         }
-        assert!(us(&b["min_us"]) as f64 <= counts.round_trip_us.unwrap().min);
+        // What the client's own requests took has their round trips in it, and not those of the answers.
+        if name(cgroup) == name(&story.cgroups[0]) {
+            assert!(us(&b["min_us"]) as f64 <= counts.round_trip_us.unwrap().min, "{b} {counts:?}");
+        }
         let apart = moved(&buckets(&a["rtt"]), &buckets(&b["rtt"]));
         assert!(apart <= 6, "{apart}: {a} {b}");
         assert!(us(&a["min_us"]).abs_diff(us(&b["min_us"])) < 500, "{a} {b}");
