@@ -126,7 +126,7 @@ impl Remote {
         more: &[(&str, &str)],
     ) -> anyhow::Result<T> {
         let mut reader = self.ask(what, takes, local, more)?.into_body().into_reader();
-        // Text in memory is read in half the time; but there may be hundreds of megabytes of it.
+        // Text in memory is read faster; but there may be hundreds of megabytes of it.
         let mut first = Vec::new();
         (&mut reader).take(AT_ONCE).read_to_end(&mut first).context("reading the agent's answer")?;
         let answer = if (first.len() as u64) < AT_ONCE {

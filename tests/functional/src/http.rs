@@ -33,10 +33,7 @@ impl Response {
 
 /// GETs `path` from a TCP address, in the calling thread's network namespace.
 pub fn get(address: SocketAddr, path: &str) -> Result<Response> {
-    let stream =
-        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    ask(stream, path).with_context(|| format!("GET http://{address}{path}"))
+    ask(connect(address)?, path).with_context(|| format!("GET http://{address}{path}"))
 }
 
 /// An answer as it came.
@@ -52,9 +49,7 @@ pub struct Answer {
 
 /// GETs `path` with more headers, each ended by a line break.
 pub fn get_bytes(address: SocketAddr, path: &str, headers: &str) -> Result<Answer> {
-    let mut stream =
-        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = connect(address)?;
     let mut answer = Vec::new();
     let start = Instant::now();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
@@ -72,6 +67,13 @@ pub fn get_unix(socket: &Path, path: &str) -> Result<Response> {
         UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     ask(stream, path).with_context(|| format!("GET {path} from {}", socket.display()))
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream =
+        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 /// `text` with what has a meaning in a query percent-encoded.

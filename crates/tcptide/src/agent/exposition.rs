@@ -18,6 +18,7 @@ use super::{
     edges::{EdgeSample, FoldedEdges},
     exemplars::{self, Slowest},
     family::{self, Buckets, Format, HistogramLines, LabelSet, Line},
+    ledger::nothing,
     namespaces::NamespaceSample,
     process::Usage,
     reconciliation::Sums,
@@ -132,9 +133,8 @@ pub(crate) fn measured(programs: &[ProgramStats]) -> Vec<bool> {
 
 impl Shape {
     pub(crate) fn new(programs: &[ProgramStats], buckets: Buckets, info: InfoLabels) -> Self {
-        let nothing = Totals::default();
-        let possible = METRICS.iter().map(|metric| {
-            let numbers = (metric.read)(&nothing, 0).numbers().map_or(0, <[u64]>::len);
+        let possible = METRICS.iter().zip(nothing()).map(|(metric, zero)| {
+            let numbers = zero.numbers().map_or(0, <[u64]>::len);
             (0..numbers).map(|at| metric.own_labels(at, numbers).is_some()).collect()
         });
         Self { present: measured(programs), possible: possible.collect(), buckets, info }
@@ -142,9 +142,9 @@ impl Shape {
 
     /// How many series one set of labels has: with all of these readings added up, and so many cgroups.
     pub(crate) fn count(&self, readings: &[&[Reading]], cgroups: usize) -> usize {
-        let metrics = METRICS.iter().enumerate().filter(|(at, _)| self.present[*at]);
+        let metrics = (0..METRICS.len()).filter(|at| self.present[*at]);
         let of_metrics: usize = metrics
-            .map(|(at, _)| {
+            .map(|at| {
                 let all = || readings.iter().filter_map(move |readings| readings.get(at));
                 match all().next() {
                     None => 0,

@@ -579,9 +579,7 @@ impl Worker {
 
     fn scrape(&mut self) -> anyhow::Result<Exposition> {
         // The one takes as long as the other, and neither needs the other.
-        if let Err(error) = self.namespaces.begin(&self.monitor) {
-            tracing::warn!("{error:#}");
-        }
+        self.namespaces.begin(&self.monitor);
         let walk = self.walk()?;
         // What closed before the walk came by, and whose it is.
         take_cgroup_events(&mut self.monitor, &self.directory)?;

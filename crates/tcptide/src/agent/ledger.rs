@@ -111,7 +111,8 @@ impl Ledger {
     }
 }
 
-fn nothing() -> Vec<Reading> {
+/// Each of [`METRICS`] at zero.
+pub(super) fn nothing() -> Vec<Reading> {
     METRICS.iter().map(|metric| (metric.read)(&Totals::default(), 0)).collect()
 }
 

@@ -55,7 +55,8 @@ pub(crate) struct Namespaces {
     /// The namespaces in it, by [`Reading::id`].
     ids: HashSet<u64>,
     at: Option<Instant>,
-    coming: Option<Coming>,
+    /// What was begun, or why it could not be.
+    coming: Option<anyhow::Result<Coming>>,
     /// Whose each is, by [`Reading::id`]; `None` once that cannot be known any more.
     owners: Option<HashMap<u64, Owner>>,
     /// A living cgroup that has had a socket there, by the same.
@@ -102,11 +103,10 @@ impl Namespaces {
     }
 
     /// Begins to read all, unless that was done a moment ago.
-    pub(crate) fn begin(&mut self, monitor: &Monitor) -> anyhow::Result<()> {
+    pub(crate) fn begin(&mut self, monitor: &Monitor) {
         if self.at.is_none_or(|at| at.elapsed() >= GOOD_FOR) && self.coming.is_none() {
-            self.coming = Some(self.start(monitor)?);
+            self.coming = Some(self.start(monitor));
         }
-        Ok(())
     }
 
     fn start(&self, monitor: &Monitor) -> anyhow::Result<Coming> {
@@ -124,7 +124,7 @@ impl Namespaces {
         expected: impl IntoIterator<Item = u64>,
     ) -> anyhow::Result<()> {
         if let Some(coming) = self.coming.take() {
-            self.take(coming, monitor, directory)?;
+            self.take(coming?, monitor, directory)?;
         }
         if self.at.is_none() || !expected.into_iter().all(|id| self.ids.contains(&id)) {
             let coming = self.start(monitor)?;

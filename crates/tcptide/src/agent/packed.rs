@@ -8,6 +8,7 @@ use model::{
     record::Totals,
 };
 
+use super::ledger::nothing;
 use crate::answer::totals::Metrics;
 
 /// More numbers than any metric has.
@@ -57,16 +58,13 @@ impl Packed {
 
     /// One of each of [`METRICS`].
     pub(super) fn readings(&self) -> Vec<Reading> {
-        let numbers = self.by_metric();
-        let nothing = Totals::default();
-        let read = |(at, metric): (usize, &model::metrics::Metric)| {
-            let mut reading = (metric.read)(&nothing, 0);
-            if let Some(numbers) = numbers.get(&at) {
-                set(&mut reading, numbers);
+        let mut all = nothing();
+        for (at, numbers) in self.by_metric() {
+            if let Some(reading) = all.get_mut(at) {
+                set(reading, &numbers);
             }
-            reading
-        };
-        METRICS.iter().enumerate().map(read).collect()
+        }
+        all
     }
 
     fn by_metric(&self) -> HashMap<usize, Vec<(usize, u64)>> {

@@ -153,15 +153,13 @@ impl Shown<'_> {
     ) -> Result<S::Ok, S::Error> {
         let by = |label, numbers| By { label, numbers, is_shown, number };
         match self.metric.labels {
-            [first, second] => {
+            [] => serializer.serialize_map(Some(0))?.end(),
+            [label] => by(label, numbers).serialize(serializer),
+            [first, second, ..] => {
                 let parts = first.values.iter().zip(numbers.chunks(second.values.len()));
                 let all = parts.filter_map(|(value, numbers)| Some(((*value)?, by(second, numbers))));
                 serializer.collect_map(all.filter(|(_, inner)| inner.shown().next().is_some()))
             }
-            labels => match labels.first() {
-                Some(label) => by(label, numbers).serialize(serializer),
-                None => serializer.serialize_map(Some(0))?.end(),
-            },
         }
     }
 }
