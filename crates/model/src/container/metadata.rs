@@ -45,6 +45,8 @@ impl fmt::Display for PodOwner {
 /// What a runtime's API, and Kubernetes', say of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
+    /// Who made it, where the answer tells: a path with a bare id is a guess.
+    pub runtime: Option<Runtime>,
     /// The container's name; in a pod, its name within the pod.
     pub name: Option<String>,
     /// The image as the user named it.
@@ -131,8 +133,10 @@ impl Metadata {
     /// Adds what `other` knows and this does not.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
-        let Self { name, image, labels, annotations, sandbox, pod, namespace, pod_uid, owner, node } = self;
+        let Self { runtime, name, image, labels, annotations, sandbox, pod, namespace, pod_uid, owner, node } =
+            self;
         Self {
+            runtime: runtime.or(other.runtime),
             name: name.or_else(|| other.name.clone()),
             image: image.or_else(|| other.image.clone()),
             labels: if labels.is_empty() { other.labels.clone() } else { labels },
@@ -265,7 +269,7 @@ impl Container {
         Self {
             name: metadata.name.unwrap_or(identity.name),
             id: identity.id,
-            runtime: Some(identity.runtime),
+            runtime: metadata.runtime.or(Some(identity.runtime)),
             image: metadata.image,
             pod: metadata.pod,
             namespace: metadata.namespace,
@@ -409,6 +413,16 @@ mod tests {
         let json = serde_json::to_value(&container).unwrap();
         assert_eq!(json["owner"], json!({"kind": "Deployment", "name": "shop"}));
         assert_eq!((&json["node"], owner.to_string().as_str()), (&json!("n1"), "Deployment/shop"));
+    }
+
+    #[test]
+    fn the_runtime_that_knows_a_bare_id_made_it() {
+        let of = |metadata: &Metadata| {
+            Container::new(7, identify(&format!("/some/{ID}")), Some(metadata)).runtime.map(Runtime::as_str)
+        };
+        assert_eq!(of(&Metadata::default()), Some("docker"));
+        let told = Metadata { runtime: Some(Runtime::Podman), ..Metadata::default() };
+        assert_eq!(of(&Metadata::default().or(&told)), Some("podman"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use bollard::models::{ContainerSummary, EventMessage};
 use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptionsBuilder};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
-use model::container::Metadata;
+use model::container::{Metadata, Runtime};
 
 use super::registry::RuntimeState;
 use super::runtime::{Watcher, every};
@@ -52,7 +52,8 @@ impl Watcher {
     async fn server(&self, docker: &Docker) -> anyhow::Result<String> {
         let version = self.answer("its version", docker.version()).await?;
         let podman = version.components.iter().flatten().any(|part| part.name.contains("Podman"));
-        let name = if podman { "Podman" } else { "Docker" };
+        let (name, maker) = if podman { ("Podman", Runtime::Podman) } else { ("Docker", Runtime::Docker) };
+        self.registry.set_maker(self.source, maker);
         Ok(format!("{name} {}", version.version.unwrap_or_default()).trim_end().to_owned())
     }
 

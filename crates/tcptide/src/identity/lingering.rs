@@ -89,6 +89,11 @@ impl<K: Hash + Eq + Clone, V> Lingering<K, V> {
         self.entries.iter().map(|(key, entry)| (key, &entry.value))
     }
 
+    /// All values, to be changed.
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.entries.values_mut().map(|entry| &mut entry.value)
+    }
+
     /// The entries that are not removed.
     pub(super) fn live(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries

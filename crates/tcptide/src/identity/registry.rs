@@ -1,12 +1,13 @@
 //! What the runtimes' APIs said of their containers: written by the thread that talks to them, read by
 //! everyone else. Locks are held for single lookups and updates only, never while waiting for an answer.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use model::container::{Labels, Metadata};
+use model::container::{Labels, Metadata, Runtime};
 use tokio::sync::broadcast;
 
 use super::asking::MOST_WAITING;
@@ -56,6 +57,8 @@ struct Told {
 struct Containers {
     by_id: Lingering<String, Told>,
     label_bytes: usize,
+    /// Who makes the containers that a source tells of, of those that say it.
+    makers: HashMap<usize, Runtime>,
 }
 
 /// See the module.
@@ -73,7 +76,8 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(sockets: Vec<PathBuf>) -> Self {
-        let containers = Containers { by_id: Lingering::new(CAPACITY, GRACE), label_bytes: 0 };
+        let containers =
+            Containers { by_id: Lingering::new(CAPACITY, GRACE), label_bytes: 0, makers: HashMap::new() };
         Self {
             containers: RwLock::new(containers),
             generation: AtomicU64::new(0),
@@ -130,6 +134,11 @@ impl Registry {
     /// Runtime `source` told of all its containers: others of its that are known are gone.
     pub(super) fn replace(&self, source: usize, all: Vec<(String, Metadata)>) {
         self.update(|containers| containers.replace(source, all, Instant::now()));
+    }
+
+    /// The containers that runtime `source` tells of, and told of, are made by `maker`.
+    pub(super) fn set_maker(&self, source: usize, maker: Runtime) {
+        self.update(|containers| containers.set_maker(source, maker));
     }
 
     fn update(&self, change: impl FnOnce(&mut Containers) -> bool) {
@@ -198,6 +207,7 @@ impl Containers {
     fn insert(&mut self, source: usize, id: String, mut metadata: Metadata, now: Instant) -> bool {
         let before = self.by_id.get(&id);
         let room = MOST_LABEL_BYTES - self.label_bytes + before.map_or(0, |told| label_bytes(&told.metadata));
+        metadata.runtime = self.makers.get(&source).copied();
         if label_bytes(&metadata) > room {
             metadata.annotations = Labels::default();
         }
@@ -213,6 +223,17 @@ impl Containers {
         let told = Told { source, metadata: Arc::new(metadata) };
         if self.by_id.insert(id, told, now, |_, old| *total -= label_bytes(&old.metadata)) {
             self.label_bytes += needed;
+        }
+        true
+    }
+
+    /// Returns whether a reader would be told something else than before.
+    fn set_maker(&mut self, source: usize, maker: Runtime) -> bool {
+        if self.makers.insert(source, maker) == Some(maker) {
+            return false;
+        }
+        for told in self.by_id.values_mut().filter(|told| told.source == source) {
+            Arc::make_mut(&mut told.metadata).runtime = Some(maker);
         }
         true
     }
@@ -285,6 +306,21 @@ mod tests {
         registry.insert(0, "one".into(), named("renamed"));
         assert!(registry.generation() > generation);
         assert_eq!(name(&registry, "one").as_deref(), Some("renamed"));
+    }
+
+    #[test]
+    fn who_makes_containers_is_known_later() {
+        let registry = Registry::new(vec!["/a".into(), "/b".into()]);
+        let maker = |id: &str| registry.metadata(id).and_then(|told| told.runtime);
+        registry.insert(0, "one".into(), named("one"));
+        registry.insert(1, "two".into(), named("two"));
+        registry.set_maker(0, Runtime::Podman);
+        registry.insert(0, "three".into(), named("three"));
+        assert_eq!(["one", "two", "three"].map(maker), [Some(Runtime::Podman), None, Some(Runtime::Podman)]);
+        let generation = registry.generation();
+        registry.insert(0, "one".into(), named("one"));
+        registry.set_maker(0, Runtime::Podman);
+        assert_eq!(registry.generation(), generation, "nothing else is told than before");
     }
 
     #[test]

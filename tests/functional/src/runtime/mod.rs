@@ -28,7 +28,7 @@ pub use docker::Docker;
 pub use image::IMAGE;
 pub use machines::Machines;
 pub use podman::Podman;
-pub use rootless::{Rootless, USER};
+pub use rootless::Rootless;
 
 /// What a story does with containers; Docker's and Podman's command lines agree on it.
 pub trait Containers {

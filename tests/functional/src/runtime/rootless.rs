@@ -1,4 +1,5 @@
-//! Podman without root: containers of a user, in the user's own storage, named by the user's own API service.
+//! Podman without root: containers of a user, in the user's own storage, named by the user's own API service, in cgroups below
+//! the user's own as systemd delegates it. Podman makes them where it sees version 2 alone, so it is shown nothing else.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -10,19 +11,24 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::{IMAGE, image};
+use crate::cgroup::Cgroup;
 use crate::netns::Netns;
 use crate::process::{Daemon, output, require, wait_until, with_command_line};
 use crate::sweep::own_name;
 use crate::{Serial, http, serial};
 
 /// `nobody`, a user that is there everywhere.
-pub const USER: u32 = 65534;
+const USER: u32 = 65534;
+/// Joins the cgroup `$0` below the only hierarchy in sight, and runs the rest.
+const WITH_VERSION_2: &str = r#"umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
+echo $$ > "/sys/fs/cgroup$0/cgroup.procs" && exec "$@""#;
 
 /// A user's Podman, in a network namespace. On `Drop` its containers, processes and files go.
 #[derive(Debug)]
 pub struct Rootless {
     path: PathBuf,
     service: Option<Daemon>,
+    cgroup: Cgroup,
     netns: Netns,
     _folder: TempDir,
     _serial: Serial,
@@ -35,6 +41,9 @@ impl Rootless {
         require("podman", "podman")?;
         require("runc", "runc")?;
         let netns = Netns::new("rootless")?;
+        let cgroup = Cgroup::new(format!("user.slice/user-{USER}.slice/user@{USER}.service/app.slice"))?;
+        delegate(cgroup.folder().parent().context("no parent of a cgroup")?)?;
+        delegate(cgroup.folder())?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("{}-", own_name("rootless")))
             .permissions(Permissions::from_mode(0o755))
@@ -47,7 +56,7 @@ impl Rootless {
             chown(path.join(own), Some(USER), Some(USER))?;
         }
         fs::set_permissions(path.join("run"), Permissions::from_mode(0o700))?;
-        let mut rootless = Self { path, service: None, netns, _folder: folder, _serial: serial };
+        let mut rootless = Self { path, service: None, cgroup, netns, _folder: folder, _serial: serial };
         output(rootless.cli().arg("import").arg(archive).arg(IMAGE))?;
         let mut service = rootless.cli();
         service.args(["system", "service", "--time", "0"]);
@@ -70,6 +79,11 @@ impl Rootless {
         self.path.join("run/podman.sock")
     }
 
+    /// The user's own cgroup, which the user's systemd is given: a path.
+    pub fn home(&self) -> Option<&Path> {
+        self.cgroup.path().parent()
+    }
+
     /// Runs a container in the user's network: its whole id, and its first process.
     pub fn run(&self, name: &str, command: &[&str]) -> Result<(String, i32)> {
         let mut run = self.cli();
@@ -84,8 +98,8 @@ impl Rootless {
     fn cli(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.netns.path().display()));
-        command.args([
-            "--",
+        command.args(["--", "unshare", "--mount", "--propagation=private", "sh", "-c", WITH_VERSION_2]);
+        command.arg(self.cgroup.path()).args([
             "setpriv",
             &format!("--reuid={USER}"),
             &format!("--regid={USER}"),
@@ -130,6 +144,15 @@ impl Drop for Rootless {
         });
         let _ = fs::remove_file(format!("/dev/shm/libpod_rootless_lock_{USER}"));
     }
+}
+
+/// Gives the user a cgroup as systemd does: to make others in it, and to move processes.
+fn delegate(folder: &Path) -> Result<()> {
+    let files = ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"];
+    files
+        .into_iter()
+        .try_for_each(|file| chown(folder.join(file), Some(USER), Some(USER)))
+        .context("giving a cgroup to its user")
 }
 
 /// Files with the process that keeps the user's namespaces.
