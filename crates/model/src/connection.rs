@@ -56,6 +56,8 @@ pub enum Event {
     Drop,
     /// A receive window was seen closed.
     ZeroWindow,
+    /// It is in another state, which none of the others stands for: on its way to its end.
+    State,
 }
 
 impl Event {
@@ -69,6 +71,7 @@ impl Event {
         Self::Reset,
         Self::Drop,
         Self::ZeroWindow,
+        Self::State,
     ];
 
     /// As in JSON.
@@ -82,6 +85,7 @@ impl Event {
             Self::Reset => "reset",
             Self::Drop => "drop",
             Self::ZeroWindow => "zero_window",
+            Self::State => "state",
         }
     }
 
@@ -535,7 +539,7 @@ pub struct Connection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mptcp_token: Option<String>,
     /// What a retransmit ([`RETRANSMIT_NAMES`]), a reset (`sent`, `received`), a drop ([`drop::NAMES`]) or a closed
-    /// window (`peer`, `own`) was.
+    /// window (`peer`, `own`) was; of a state, the one before.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word_or_none")]
     pub kind: Option<Word>,
     /// How it ended.
@@ -765,6 +769,7 @@ fn kind(event: Event, detail: u8) -> Option<Word> {
         Event::Drop => drop::NAMES.get(usize::from(detail)).copied(),
         Event::ZeroWindow if usize::from(detail) == window::WINDOW_PEER => Some(peer),
         Event::ZeroWindow => Some(own),
+        Event::State => STATE_NAMES.get(usize::from(detail)).copied().flatten(),
         _ => None,
     }
 }

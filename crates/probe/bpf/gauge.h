@@ -275,13 +275,29 @@ static __always_inline void tell_retransmits(struct tcp_sock *tp, struct gauge *
 						g->folded.retransmits_by_kind[RETRANSMIT_OTHER];
 }
 
+/* Whether a socket's lock can be told of: not with those of PREEMPT_RT. */
+static __always_inline bool tells_locks(void)
+{
+	return bpf_core_field_exists(struct sock, sk_lock.slock.rlock.raw_lock.val);
+}
+
+/* Beside a gauge's progress: to be looked at again, though nothing has moved. */
+#define PROGRESS_AGAIN (1ULL << 63)
+
 /*
- * A number that stays as it is while a connection carries nothing: the sum of counters that only grow. Without
- * those that grow together with one of these, which lie in other cache lines. To be read before the counters.
+ * A number that stays as it is while a connection carries nothing. All that is counted comes with a segment, a moment after
+ * that is counted; so segments tell of the rest once nobody is at work on the socket. Where that cannot be told it is the sum of
+ * what grows, in four cache lines instead of two. To be read before the counters.
  */
 static __always_inline __u64 progress_of(struct tcp_sock *tp)
 {
-	return tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
+	__u64 progress;
+
+	if (tells_locks())
+		progress = (__u64)tp->segs_out << 32 | tp->segs_in;
+	else
+		progress = tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
+	return progress & ~PROGRESS_AGAIN;
 }
 
 /* Ticks since a time that runs began; 0: none runs. Global, as slots are: what it returns is any number to the verifier. */
@@ -335,30 +351,30 @@ static __noinline void read_socket(struct tcp_sock *tp, struct gauge *g, struct 
 		r->counters.retransmits - g->before.retransmits - known_retransmits(g);
 }
 
-/* Whether somebody is at work on the socket. Not told of by a kernel with other locks (PREEMPT_RT). */
+/* Whether somebody is at work on the socket, as far as can be told. */
 static __always_inline bool is_locked(struct sock *sk)
 {
 	if (sk->sk_lock.owned)
 		return true;
-	return bpf_core_field_exists(sk->sk_lock.slock.rlock.raw_lock.val) &&
-	       sk->sk_lock.slock.rlock.raw_lock.val.counter;
+	return tells_locks() && sk->sk_lock.slock.rlock.raw_lock.val.counter;
 }
 
 /*
  * As read_socket(), where the socket is not locked: a FIN adds to bytes_received a moment before it sets SOCK_DONE,
- * and totals cannot take a byte back. Returns whether the next reading may differ though nothing moves.
+ * and totals cannot take a byte back. Returns whether somebody was at work on it before or after.
  */
 static __always_inline bool peek_socket(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct reading *r)
 {
+	bool was_locked = is_locked(sk), locked;
 	__u64 received;
-	bool locked;
 
+	asm volatile("" ::: "memory");
 	read_socket(tp, g, r);
 	received = *(volatile __u64 *)&tp->bytes_received;
 	locked = is_locked(sk);
 	asm volatile("" ::: "memory");
 	r->counters.received_bytes = if_positive((__s64)received - (is_flagged(sk, SOCK_DONE) || locked));
-	return locked;
+	return was_locked || locked;
 }
 
 /* Totals never go backwards: a short reading moves nothing. */
@@ -715,7 +731,7 @@ static __always_inline void sample_queueing(struct tcp_sock *tp, struct totals *
 }
 
 /* Two slots' samples, of slot i and the next, which are n's halves. */
-__noinline int give_samples(struct round_trips *to, struct rtt_record *record, __u32 i, __u32 n)
+__noinline int give_samples(struct round_trips *to, struct round_trips *too, struct rtt_record *record, __u32 i, __u32 n)
 {
 	opaque(i);
 	if (i >= RTT_SLOTS - 1)
@@ -724,6 +740,10 @@ __noinline int give_samples(struct round_trips *to, struct rtt_record *record, _
 		count(to->slots[i], n & 0xffff);
 		count(to->slots[i + 1], n >> 16);
 	}
+	if (too) {
+		count(too->slots[i], n & 0xffff);
+		count(too->slots[i + 1], n >> 16);
+	}
 	if (record) {
 		record->slots[i] = n & 0xffff;
 		record->slots[i + 1] = n >> 16;
@@ -731,8 +751,9 @@ __noinline int give_samples(struct round_trips *to, struct rtt_record *record, _
 	return 0;
 }
 
-/* Takes the samples off a gauge: into the totals, into a record, or both. */
-__noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct rtt_record *record)
+/* Takes the samples off a gauge: into the totals, into a record, or both, and into what is kept of a watched one. */
+__noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct round_trips *too,
+			    struct rtt_record *record)
 {
 	__u64 sum;
 	__u32 used;
@@ -743,25 +764,51 @@ __noinline int move_samples(struct rtt_samples *from, struct round_trips *to, st
 	sum = __sync_lock_test_and_set(&from->sum_us, 0);
 	if (to)
 		__sync_fetch_and_add(&to->sum_us, sum);
+	if (too)
+		__sync_fetch_and_add(&too->sum_us, sum);
 	if (record)
 		record->sum_us = sum;
 	used = from->used;
 	for (__u32 i = 0; i < RTT_SLOTS / 2 && used >> i; i++) {
 		if (used >> i & 1 && from->slots[i])
-			give_samples(to, record, 2 * i, __sync_lock_test_and_set(&from->slots[i], 0));
+			give_samples(to, too, record, 2 * i, __sync_lock_test_and_set(&from->slots[i], 0));
 	}
 	return 0;
 }
 
-/* Where samples are asked for as records, none of them is in the totals, and the other way round. */
-static __always_inline void take_samples(struct gauge *g, struct totals *t, struct connection *c)
+static __always_inline struct watched *watched_one(__u64 cookie)
 {
+	return watches ? bpf_map_lookup_elem(&watched, &cookie) : NULL;
+}
+
+/* A watched connection comes into a state. */
+__noinline int note_state(__u64 cookie, __u32 state)
+{
+	struct watched *w = bpf_map_lookup_elem(&watched, &cookie);
+
+	opaque(state);
+	if (!w || state >= STATES)
+		return 0;
+	/* The socket connects again. */
+	if (state == TCP_SYN_SENT)
+		__builtin_memset(w->entered_ns, 0, sizeof(w->entered_ns));
+	if (!w->entered_ns[state])
+		w->entered_ns[state] = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* Where samples are asked for as records, none of them is in the totals, and the other way round. */
+static __always_inline void take_samples(struct gauge *g, struct totals *t, struct connection *c, __u64 cookie)
+{
+	struct watched *w = watched_one(cookie);
+	struct round_trips *too = w ? &w->rtt : NULL;
+
 	if (wants_samples && c) {
 		c->flags |= FLAG_SAMPLES;
 		__builtin_memset(&c->rtt, 0, sizeof(c->rtt));
-		move_samples(&g->rtt, t ? &t->rtt : NULL, &c->rtt);
+		move_samples(&g->rtt, t ? &t->rtt : NULL, too, &c->rtt);
 	} else if (t) {
-		move_samples(&g->rtt, &t->rtt, NULL);
+		move_samples(&g->rtt, &t->rtt, too, NULL);
 	}
 }
 
@@ -1033,7 +1080,7 @@ static __noinline void report(struct tcp_sock *tp, struct gauge *g, __u32 event,
 	if (ends_connection(event)) {
 		c->reason = detail;
 		c->state_before = g->closed_from;
-		take_samples(g, NULL, c);
+		take_samples(g, NULL, c, cookie_of(sk));
 	} else {
 		c->detail = detail;
 	}

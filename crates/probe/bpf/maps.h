@@ -43,7 +43,7 @@ struct gauge {
 			__u8 flags;
 			__u8 direction;
 			__u8 closed_from; /* the state that the close ended */
-			__u8 padding;
+			__u8 state_told; /* by the last EVENT_STATE */
 		};
 		__u32 head; /* to set flags at once with others who do */
 	};
@@ -190,6 +190,15 @@ struct {
 	__type(value, struct strays);
 } strays SEC(".maps");
 
+/* Connections that somebody watches, by cookie: put in and taken out by the reader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, WATCHES);
+	__type(key, __u64);
+	__type(value, struct watched);
+} watched SEC(".maps");
+
 /*
  * Connection events on their way out. Drained on a timer, so a burst must fit: the loader sets the size (one
  * page where nobody listens).
@@ -303,11 +312,14 @@ const volatile __u64 bounds[SCALES][BOUNDS];
 __u32 walk_number = 0;
 __u32 walk_used = 0;
 bool walk_rows = false;
+__u64 walk_cookie = 0; /* the only socket to look at; 0: all */
 __u64 walk_seen = 0;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
 __u64 namespace_owners_lost = 0;
 /* Those of wanted_events that are sent; may change while running. */
 __u32 sent_events = ~0;
+/* How many are in `watched`; changes while running. */
+__u32 watches = 0;
 /* Whether a cgroup that nobody listed is asked for; may change while running. */
 bool cgroup_by_default = true;
 

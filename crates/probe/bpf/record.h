@@ -36,6 +36,8 @@
 #define NOT_SEEN 4294967295
 /* TCP states, as in include/net/tcp_states.h; 0 is unused. */
 #define STATES 13
+/* How many connections may be watched at a time. */
+#define WATCHES 64
 /* Resets by state: first those sent, then those received. */
 #define RESET_STATES 26
 /* Length of a command name with its final zero. */
@@ -72,6 +74,8 @@ enum event {
 	EVENT_DROP,
 	/* A receive window was seen closed. */
 	EVENT_ZERO_WINDOW,
+	/* The socket is in another state, which neither begins a connection nor ends it. */
+	EVENT_STATE,
 	/* Number of events. */
 	EVENTS,
 };
@@ -373,7 +377,7 @@ struct connection {
 	__u8 ca_state;
 	/* FLAG_ bits. */
 	__u8 flags;
-	/* What an EVENT_RETRANSMIT (enum retransmit), EVENT_RESET (1 sent, 2 received), EVENT_DROP (slot), EVENT_ZERO_WINDOW (enum window) was about. On the kernel's side: OPENED_TOO of an EVENT_ESTABLISHED. */
+	/* What an EVENT_RETRANSMIT (enum retransmit), EVENT_RESET (1 sent, 2 received), EVENT_DROP (slot), EVENT_ZERO_WINDOW (enum window), EVENT_STATE (the state before) was about. On the kernel's side: OPENED_TOO of an EVENT_ESTABLISHED. */
 	__u8 detail;
 	/* Whether ECN was agreed on: tcp_sock.ecn_flags. */
 	__u8 ecn;
@@ -397,6 +401,14 @@ struct round_trips {
 	__u64 sum_us;
 	/* How many, by slot. */
 	__u64 slots[RTT_SLOTS];
+};
+
+/* What is kept of a connection that somebody watches, from then on. */
+struct watched {
+	/* Its RTT samples. */
+	struct round_trips rtt;
+	/* When it came into each state, CLOCK_MONOTONIC ns; 0: it did not. */
+	__u64 entered_ns[STATES];
 };
 
 /* A distribution of other times. */

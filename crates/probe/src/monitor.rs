@@ -251,7 +251,25 @@ impl Monitor {
     /// Looks at every live connection and listener, in all namespaces: brings the totals up to now, counts states,
     /// and hands out a row each if rows are wanted and asked for. A connection that closes meanwhile is in no row, and
     /// its event tells; one that opens meanwhile may be missed by this walk.
-    pub fn walk(&mut self, mut each: Option<&mut dyn FnMut(&record::Connection)>) -> Result<Walk, Error> {
+    pub fn walk(&mut self, each: Option<&mut dyn FnMut(&record::Connection)>) -> Result<Walk, Error> {
+        let walk = self.walk_over(0, each)?;
+        self.last_walk = Some(walk);
+        Ok(walk)
+    }
+
+    /// Looks at the live connection or listener whose socket has this cookie, and at no other: totals are as of the last
+    /// walk, and not even that without another. Needs rows.
+    pub fn find(&mut self, cookie: u64) -> Result<Option<record::Connection>, Error> {
+        let mut found = None;
+        self.walk_over(cookie, Some(&mut |row| found = Some(*row)))?;
+        Ok(found)
+    }
+
+    fn walk_over(
+        &mut self,
+        cookie: u64,
+        mut each: Option<&mut dyn FnMut(&record::Connection)>,
+    ) -> Result<Walk, Error> {
         let began = Instant::now();
         let link =
             self.links.get("walk").ok_or_else(|| Error::system("walk the sockets", "the program is off"))?;
@@ -262,6 +280,7 @@ impl Monitor {
         state.walk_used = 0;
         state.walk_seen = 0;
         state.walk_rows = each.is_some() && self.rows.is_some();
+        state.walk_cookie = cookie;
         let mut walk = Walk { number: state.walk_number, ..Walk::default() };
         let mut unused = [0; 64];
         loop {
@@ -290,7 +309,6 @@ impl Monitor {
             }
         }
         walk.took = began.elapsed();
-        self.last_walk = Some(walk);
         Ok(walk)
     }
 
@@ -302,6 +320,43 @@ impl Monitor {
     /// The totals of every cgroup that had a connection; those of live connections as of the last walk.
     pub fn totals(&self) -> Result<Vec<(u64, Box<record::Totals>)>, Error> {
         records(&self.skel.maps.totals)
+    }
+
+    /// Keeps what [`Monitor::watched`] tells of a connection, from now on, even if that ends; [`record::WATCHES`] of them
+    /// at most. The programs look for it with each walk, each end and each change of state.
+    pub fn watch(&mut self, cookie: u64) -> Result<(), Error> {
+        let map = &self.skel.maps.watched;
+        let nothing = record::Watched::default();
+        map.update(&cookie.to_ne_bytes(), read::bytes(&nothing), MapFlags::ANY)
+            .map_err(|e| Error::system("watch a connection", e))?;
+        self.count_watches();
+        Ok(())
+    }
+
+    /// Keeps that no longer.
+    pub fn unwatch(&mut self, cookie: u64) -> Result<(), Error> {
+        delete(&self.skel.maps.watched, &cookie.to_ne_bytes())?;
+        self.count_watches();
+        Ok(())
+    }
+
+    fn count_watches(&mut self) {
+        let count = self.skel.maps.watched.keys().count();
+        if let Some(state) = self.skel.maps.bss_data.as_deref_mut() {
+            state.watches = u32::try_from(count).unwrap_or(u32::MAX);
+        }
+    }
+
+    /// What was kept of a connection since it is watched; RTT samples up to the last walk, or its end.
+    pub fn watched(&self, cookie: u64) -> Result<Option<record::Watched>, Error> {
+        let mut record = record::Watched::default();
+        let is_there = self
+            .skel
+            .maps
+            .watched
+            .lookup_into(&cookie.to_ne_bytes(), read::bytes_of(&mut record), MapFlags::ANY)
+            .map_err(|e| Error::system("read what is kept of a connection", e))?;
+        Ok(is_there.then_some(record))
     }
 
     /// Drops a cgroup's totals. Connections that still belong to it would begin new ones.
@@ -516,9 +571,12 @@ fn records<T: read::Plain>(map: &libbpf_rs::MapMut<'_>) -> Result<Vec<(u64, Box<
     let mut all = Vec::new();
     for key in map.keys() {
         let Ok(number) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
-        let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::system("read a BPF map", e))?;
+        let mut record = Box::<T>::default();
+        let is_there = map.lookup_into(&key, read::bytes_of(&mut *record), MapFlags::ANY);
         // It may have been deleted between the two calls.
-        all.extend(value.map(|value| (number, Box::new(read::record(&value)))));
+        if is_there.map_err(|e| Error::system("read a BPF map", e))? {
+            all.push((number, record));
+        }
     }
     Ok(all)
 }

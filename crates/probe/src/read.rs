@@ -15,6 +15,8 @@ unsafe impl Plain for record::Totals {}
 // SAFETY: as above.
 unsafe impl Plain for record::Strays {}
 // SAFETY: as above.
+unsafe impl Plain for record::Watched {}
+// SAFETY: as above.
 unsafe impl Plain for record::CgroupEvent {}
 // SAFETY: as above.
 unsafe impl Plain for record::DnsAnswer {}
@@ -27,6 +29,18 @@ pub(crate) fn record<T: Plain>(bytes: &[u8]) -> T {
     // SAFETY: `value` is `len` or more bytes of plain integers, the ranges do not overlap.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut value).cast::<u8>(), len) };
     value
+}
+
+/// What the kernel reads of a record.
+pub(crate) fn bytes<T: Plain>(record: &T) -> &[u8] {
+    // SAFETY: plain integers without padding, for as long as they are borrowed.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<T>()) }
+}
+
+/// Where the kernel writes a record.
+pub(crate) fn bytes_of<T: Plain>(record: &mut T) -> &mut [u8] {
+    // SAFETY: plain integers, for as long as they are borrowed; any bytes are a valid value.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(record).cast(), size_of::<T>()) }
 }
 
 /// `TCP_SYN_RECV` of include/net/tcp_states.h.

@@ -23,4 +23,10 @@ macro_rules! same_layout {
         const _: () = assert!(align_of::<types::$c>() == align_of::<model::record::$rust>());
     )*};
 }
-same_layout!(connection = Connection, totals = Totals, counters = Counters, strays = Strays);
+same_layout!(
+    connection = Connection,
+    totals = Totals,
+    counters = Counters,
+    strays = Strays,
+    watched = Watched
+);

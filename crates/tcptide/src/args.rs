@@ -302,7 +302,7 @@ pub(crate) struct TraceArgs {
 /// Which events.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EventArgs {
-    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window
+    /// Which events, a list: open,established,close,fail,retransmit,reset,drop,zero-window,state
     #[arg(long, value_name = "EVENTS", value_delimiter = ',', value_enum,
           default_values_t = [EventArg::Open, EventArg::Established, EventArg::Close, EventArg::Fail])]
     events: Vec<EventArg>,
@@ -325,6 +325,7 @@ enum EventArg {
     Reset,
     Drop,
     ZeroWindow,
+    State,
 }
 
 impl EventArg {
@@ -338,6 +339,7 @@ impl EventArg {
             Self::Reset => Event::Reset,
             Self::Drop => Event::Drop,
             Self::ZeroWindow => Event::ZeroWindow,
+            Self::State => Event::State,
         }
     }
 }

@@ -218,6 +218,82 @@ fn events_come_to_who_follows_them_and_to_nobody_else() {
     agent.stop().unwrap();
 }
 
+/// Each request is acknowledged before the next one: one round trip each. That of the last one is a sample with the next
+/// segment only, where the one before it was taken less than a millisecond earlier by the socket's own clock.
+#[test]
+fn of_a_watched_connection_nothing_is_missed_whoever_else_looks() {
+    const REQUESTS: u64 = 20;
+    let netns = Netns::new("api-watched").unwrap();
+    let (web, app) = (Cgroup::unique("api-watched").unwrap(), Cgroup::unique("api-watched-server").unwrap());
+    let serve = ["serve", "--listen", "127.0.0.1:9605", "--bytes-back", "0"];
+    let server = Running::inside(&app, &netns, &serve).unwrap();
+    server.listening().unwrap();
+    let mut client =
+        Running::inside(&web, &netns, &["speak", "--to", "127.0.0.1:9605", "--timeout", "300"]).unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let trace = ["trace", "--events", "state,close", "--container", name(&web), "-o", "json"];
+    let trace = Tcptide::find().unwrap().spawn(trace).unwrap();
+    trace.wait_ready().unwrap();
+    client.say(64).unwrap();
+    let path = format!("/api/v1/connections?port=9605&cgroup={}", name(&web));
+    let cookie = wait_until("the connection, and that its first request is acknowledged", SOON, || {
+        let found = agent.json(&path)?;
+        let one = &found["connections"][0];
+        Ok((one["acked_bytes"] == 64).then(|| one["cookie"].as_u64()).flatten())
+    })
+    .unwrap();
+    let look = || agent.json(&format!("/api/v1/connection?cookie={cookie}")).unwrap();
+    let first = look();
+    assert_eq!(
+        (&first["connection"]["cookie"], &first["rtt"]["count"]),
+        (&cookie.into(), &0.into()),
+        "{first}"
+    );
+    assert_eq!(first["connection"]["peer"]["container"]["name"], name(&app), "{first}");
+    let states = |told: &Value| -> Vec<String> {
+        told["states"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(states(&first).last().unwrap(), "established", "{first}");
+    for request in 0..REQUESTS {
+        client.say(64).unwrap();
+        std::thread::sleep(Duration::from_millis(70));
+        if request % 5 == 0 {
+            agent.scrape().unwrap();
+        }
+    }
+    let told = look();
+    let count = told["rtt"]["count"].as_u64().unwrap();
+    assert!((REQUESTS - 1..=REQUESTS).contains(&count), "{told}");
+    assert_eq!(told["connection"]["peer"], first["connection"]["peer"]);
+    client.say(64).unwrap();
+    assert_eq!(client.let_go(SOON).unwrap().failures(), 0);
+    let end = wait_until("its end", SOON, || {
+        let told = look();
+        Ok(told["connection"].is_null().then_some(told))
+    })
+    .unwrap();
+    // The last request's, and that of the end.
+    let count = end["rtt"]["count"].as_u64().unwrap();
+    assert!((REQUESTS..=REQUESTS + 2).contains(&count), "{end}");
+
+    // Its states are those that were traced, at the same times.
+    trace.wait_for_json(SOON, |event| event["event"] == "close" && event["cookie"] == cookie).unwrap();
+    let traced: Vec<_> = trace.json_lines().unwrap();
+    let traced: Vec<_> = traced.iter().filter(|event| event["cookie"] == cookie).collect();
+    let noted: Vec<_> = end["states"].as_array().unwrap().iter().rev().take(traced.len()).rev().collect();
+    assert_eq!(traced.len(), 3, "{traced:?}");
+    assert_eq!(traced[0]["kind"], "established");
+    for ((event, noted), state) in traced.iter().zip(noted).zip(["fin_wait1", "fin_wait2", "close"]) {
+        assert_eq!((&event["state"], &noted["state"]), (&state.into(), &state.into()), "{event} {noted}");
+        let at = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        let apart = at(&event["time"]).duration_since(at(&noted["at"])).as_secs_f64();
+        assert!(apart.abs() < 0.1, "{event} {noted}");
+    }
+    trace.interrupt().unwrap();
+    server.finish().unwrap();
+    agent.stop().unwrap();
+}
+
 /// The buffer has room for what 1,700 connections are told by.
 #[test]
 fn the_kernel_sends_events_only_while_somebody_follows() {
@@ -525,6 +601,8 @@ fn what_is_wrong_is_said() {
         ("/api/v1/connections?port=none", 400, "80,443"),
         ("/api/v1/edges", 400, "--edges"),
         ("/api/v1/nothing", 404, "/connections"),
+        ("/api/v1/connection", 400, "'cookie' is missing"),
+        ("/api/v1/connection?cookie=18446744073709551615", 400, "no connection's socket has the cookie"),
         ("/api/v1/states?port=%00", 400, "port"),
     ] {
         let answer = agent.get(path).unwrap();

@@ -231,7 +231,7 @@ fn every_view_shows_what_was_counted() {
     terminal.wait_for_text(&format!("cookie {}", one["cookie"])).unwrap();
     terminal.wait_for_text(&format!("cwnd {}", one["cwnd"])).unwrap();
     terminal.wait_for_text("nothing to send: it had data to send").unwrap();
-    terminal.wait_for_text("Round trips, one at each look").unwrap();
+    terminal.wait_for_text("Round trips since").unwrap();
     terminal
         .wait_for("looks", |lines| lines.iter().any(|line| line.starts_with("count 2")).then_some(()))
         .unwrap();

@@ -198,11 +198,17 @@ static __noinline void forget(struct gauge *g, __u64 cookie)
 	finish_gauge(g, cookie);
 }
 
-/* Nothing has moved since the last walk, as far as the iterator's value tells, which is plain memory to the verifier. */
+/*
+ * Nothing has moved since the last walk, as far as the iterator's value tells, which is plain memory to the verifier. Most
+ * sockets of a walk are such, and what that costs is the cache lines that are read: the first two of the gauge, two with
+ * counters, two with state and cookie.
+ */
 static __always_inline bool is_still(const struct gauge *seen, struct tcp_sock *tp, __u64 progress, __u8 state)
 {
-	return progress == seen->progress && !seen->rtt.sum_us && !seen->news && !seen->new_response_us &&
-	       state != TCP_LISTEN && tp->snd_wnd && tp->rcv_wnd && !BPF_CORE_READ_BITFIELD(tp, chrono_type);
+	if (progress != seen->progress || seen->news || state == TCP_LISTEN || BPF_CORE_READ_BITFIELD(tp, chrono_type))
+		return false;
+	/* Both come with a segment, and what comes while somebody is at work on the socket is looked at again. */
+	return tells_locks() || (!seen->rtt.sum_us && !seen->new_response_us);
 }
 
 /* Returns whether there was no room for its row. */
@@ -230,10 +236,11 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 		if (sk->sk_socket)
 			bound_accept(g);
 	}
-	if (progress != g->progress)
+	if (progress != (g->progress & ~PROGRESS_AGAIN))
 		sample_queueing(tp, t);
-	if (peek_socket(sk, tp, g, &now))
-		progress = 0; /* once more at the next walk */
+	/* What is counted may not have been yet, and for how long a window is closed goes on without a segment. */
+	if (peek_socket(sk, tp, g, &now) || !tp->snd_wnd || !tp->rcv_wnd)
+		progress |= PROGRESS_AGAIN;
 	if (row)
 		describe(row, tp, g, &now, state);
 	is_open = t ? fold(g, t, &now, opened_ns) : !(g->flags & FLAG_CLOSED);
@@ -243,7 +250,7 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	walk_seen++;
 	if (row)
 		walk_used++;
-	take_samples(g, t, row);
+	take_samples(g, t, row, cookie_of(sk));
 	if (!t)
 		return false;
 	give_news(t, g);
@@ -270,7 +277,7 @@ int walk(struct bpf_iter__bpf_map_elem *ctx)
 		return 0;
 	cookie = *key;
 	address = seen->sk;
-	if (!address)
+	if (!address || (walk_cookie && walk_cookie != cookie))
 		return 0;
 	tp = socket_at(address);
 	if (!tp)

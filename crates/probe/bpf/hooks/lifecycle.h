@@ -2,7 +2,7 @@
 /*
  * Hook:    tp_btf/inet_sock_set_state, since 4.16
  * Context: process for CLOSE -> SYN_SENT, LISTEN, FIN_WAIT1 and LAST_ACK; else mostly softirq. The socket is locked.
- * Feeds:   opening, connecting, failing, closing and their reasons; connect latency; lifetime; final counters.
+ * Feeds:   opening, connecting, failing, closing and their reasons; states in between; connect latency; lifetime; final counters.
  * Cost:    lifecycle 554 ns a change on average over a connection's ten (both ends), lifecycle_nested 53 ns where nothing
  *          nested, measuring included: docs/overhead.md.
  */
@@ -268,7 +268,7 @@ static __always_inline void on_close(struct sock *sk, struct tcp_sock *tp, int o
 	fold_last(tp, g, t);
 	if (t)
 		give_news(t, g);
-	take_samples(g, t, NULL);
+	take_samples(g, t, NULL, cookie_of(sk));
 	tell(tp, g, failed ? EVENT_FAIL : EVENT_CLOSE, TCP_CLOSE, reason);
 	if (t)
 		count_end(t, reason, failed, fast_open(tp), g->opened_ns);
@@ -296,13 +296,29 @@ static __always_inline void on_finish(struct sock *sk)
 		learn_process(g);
 }
 
-/* Whether lifecycle has seen this change; true for those that only tell who uses the socket. */
+/* A state on the way. Each is entered once at most: a second time is the nested program's. */
+static __always_inline void on_change(struct sock *sk, struct tcp_sock *tp, int old, int new)
+{
+	struct gauge *g;
+
+	if (new == TCP_FIN_WAIT1 || new == TCP_LAST_ACK)
+		on_finish(sk);
+	if (!is_sent(EVENT_STATE))
+		return;
+	g = gauge_of(sk);
+	if (!g || g->flags & FLAG_CLOSED || g->state_told == new)
+		return;
+	g->state_told = new;
+	report(tp, g, EVENT_STATE, new, old);
+}
+
+/* Whether lifecycle has seen this change, or nobody wants to know. */
 static __always_inline bool is_told(struct sock *sk, int new)
 {
 	struct gauge *g;
 
 	if (new != TCP_SYN_SENT && new != TCP_ESTABLISHED && new != TCP_LISTEN && new != TCP_CLOSE)
-		return true;
+		return !is_sent(EVENT_STATE);
 	g = gauge_of(sk);
 	if (!g || (g->flags & (FLAG_BORN | FLAG_CLOSED)) != FLAG_BORN)
 		return new == TCP_CLOSE;
@@ -320,6 +336,8 @@ static __always_inline void on_state(__u64 *ctx, bool again)
 	/* MPTCP's own socket (protocol 262) repeats what its subflows tell. */
 	if (sk->sk_protocol != IPPROTO_TCP || old == new)
 		return;
+	if (watches)
+		note_state(cookie_of(sk), new);
 	if (again && is_told(sk, new))
 		return;
 	tp = bpf_skc_to_tcp_sock(sk);
@@ -333,8 +351,8 @@ static __always_inline void on_state(__u64 *ctx, bool again)
 		on_listen(sk, again);
 	else if (new == TCP_CLOSE)
 		on_close(sk, tp, old);
-	else if (new == TCP_FIN_WAIT1 || new == TCP_LAST_ACK)
-		on_finish(sk);
+	else
+		on_change(sk, tp, old, new);
 }
 
 SEC("tp_btf/inet_sock_set_state")

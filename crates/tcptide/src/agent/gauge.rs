@@ -37,6 +37,7 @@ use super::{
     strays::Accounts,
     systemd::Watchdog,
     tails::{self, Tails},
+    watches::Watches,
     web::Traffic,
 };
 use crate::{
@@ -294,6 +295,7 @@ pub(crate) struct Worker {
     exemplars: Exemplars,
     pub(super) names: Names,
     pub(super) tails: Tails,
+    pub(super) watches: Watches,
     /// The events that are sent though nobody follows any.
     own_events: u32,
     pub(super) kernel: String,
@@ -339,6 +341,7 @@ impl Worker {
             exemplars: Exemplars::default(),
             names,
             tails: Tails::default(),
+            watches: Watches::default(),
             own_events,
             kernel,
             limits,
@@ -384,6 +387,9 @@ impl Worker {
                 self.names.forget_gone(&self.directory);
                 if let Err(error) = self.monitor.adopt_namespaces() {
                     tracing::warn!("{error}");
+                }
+                if let Err(error) = self.forget_watches() {
+                    tracing::warn!("{error:#}");
                 }
             }
             // Who asks from now on may know of more than this walk sees, and gets the next one.

@@ -70,9 +70,9 @@ impl<W, C: Counts> History<W, C> {
         Self { keep, most, steps: VecDeque::new(), size: 0, began: now, step: STEP }
     }
 
-    /// Whether it is time to end a step.
+    /// Whether it is time to end a step: never, if nothing is kept.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.began) >= self.step
+        !self.keep.is_zero() && now.saturating_duration_since(self.began) >= self.step
     }
 
     /// Ends a step, all that was done for which took so long.

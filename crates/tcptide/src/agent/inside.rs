@@ -12,7 +12,9 @@ use super::{
     web::Traffic,
 };
 use crate::{
-    answer::{connections::Connections, edges::Edges, listeners::Listeners, totals::Totals},
+    answer::{
+        connections::Connections, edges::Edges, listeners::Listeners, totals::Totals, watched::Watched,
+    },
     args::{AgentArgs, PeerArgs},
     client,
     output::say,
@@ -46,6 +48,11 @@ impl Inside {
     /// Live connections, at most so many: those that have carried most.
     pub(crate) fn connections(&self, limit: usize, filter: Filter) -> anyhow::Result<Connections> {
         self.ask(move |worker| worker.connections(false, None, limit, &filter, &PeerArgs::default()))
+    }
+
+    /// One connection, watched from the first time on.
+    pub(crate) fn watched(&self, cookie: u64) -> anyhow::Result<Watched> {
+        self.ask(move |worker| worker.watched(cookie)?.map_err(anyhow::Error::msg))
     }
 
     /// Listening sockets.

@@ -27,6 +27,7 @@ mod strays;
 mod systemd;
 mod tails;
 mod text;
+mod watches;
 mod web;
 
 pub(crate) use api::query;

@@ -9,3 +9,4 @@ pub(crate) mod listeners;
 pub(crate) mod programs;
 pub(crate) mod states;
 pub(crate) mod totals;
+pub(crate) mod watched;

@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, sync::Arc, sync::LazyLock};
 use jiff::Timestamp;
 use model::{
     container::Container,
+    histogram::Scale,
     metrics::{Label, METRICS, Metric, Reading},
     record::Totals as Record,
 };
@@ -221,25 +222,7 @@ impl<'de> DeserializeSeed<'de> for Read {
         let mut reading = (self.0.read)(&NOTHING, 0);
         match &mut reading {
             Reading::One(n) => *n = u64::deserialize(deserializer)?,
-            Reading::Distribution(histogram) => {
-                #[derive(Deserialize)]
-                struct Shape {
-                    sum_us: u64,
-                    buckets: Vec<Bucket>,
-                }
-                #[derive(Deserialize)]
-                struct Bucket {
-                    le_us: Option<u64>,
-                    count: u64,
-                }
-                let Shape { sum_us, buckets } = Shape::deserialize(deserializer)?;
-                let scale = histogram.scale();
-                let mut counts = vec![0; scale.slots()];
-                for Bucket { le_us, count } in buckets {
-                    counts[le_us.map_or(scale.slots() - 1, |us| scale.slot(us))] += count;
-                }
-                *histogram = model::histogram::Histogram::from_counts(scale, counts, sum_us);
-            }
+            Reading::Distribution(histogram) => *histogram = distribution(deserializer, histogram.scale())?,
             Reading::Each(numbers) | Reading::EachSeen(numbers) => {
                 Labelled { labels: self.0.labels, numbers, number: |n: u64| n }.deserialize(deserializer)?;
             }
@@ -250,6 +233,30 @@ impl<'de> DeserializeSeed<'de> for Read {
         }
         Ok(reading)
     }
+}
+
+/// Reads a histogram whose durations are cut into slots like that.
+pub(super) fn distribution<'de, D: Deserializer<'de>>(
+    from: D,
+    scale: &'static Scale,
+) -> Result<model::histogram::Histogram, D::Error> {
+    #[derive(Deserialize)]
+    struct Shape {
+        sum_us: u64,
+        buckets: Vec<Bucket>,
+    }
+    #[derive(Deserialize)]
+    struct Bucket {
+        le_us: Option<u64>,
+        count: u64,
+    }
+    let Shape { sum_us, buckets } = Shape::deserialize(from)?;
+    let mut counts = vec![0_u64; scale.slots()];
+    for Bucket { le_us, count } in buckets {
+        let slot = &mut counts[le_us.map_or(scale.slots() - 1, |us| scale.slot(us))];
+        *slot = slot.saturating_add(count);
+    }
+    Ok(model::histogram::Histogram::from_counts(scale, counts, sum_us))
 }
 
 /// Reads an object of numbers by the values of a label, or of such objects by those of a second one.
@@ -346,7 +353,7 @@ impl JsonSchema for Metrics {
 /// A distribution; buckets are not cumulative, and those that nothing is in may be absent.
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "tells what a histogram looks like")]
-struct Histogram {
+pub(super) struct Histogram {
     count: u64,
     sum_us: u64,
     p50_us: Option<u64>,

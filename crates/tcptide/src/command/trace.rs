@@ -137,6 +137,7 @@ fn row(c: &Connection, zone: &TimeZone) -> Vec<Cell> {
         match (c.close, c.kind) {
             (Some(close), _) if close.reason == "normal" => close.reason.into(),
             (Some(close), _) => Cell::new(close.reason).role(Role::Warn),
+            (None, _) if c.event == Some(Event::State) => c.state.into(),
             (None, kind) => kind.unwrap_or_default().into(),
         },
         rate(c.sent_bytes).into(),

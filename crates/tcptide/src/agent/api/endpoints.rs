@@ -37,6 +37,7 @@ use crate::{
         programs::{Program, Programs},
         states::{self, Rows, States},
         totals::Totals,
+        watched::Watched,
     },
 };
 
@@ -61,6 +62,14 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         parameters: query::Connections::command,
         answer: Some(SchemaGenerator::subschema_for::<Connections>),
         route: || get(connections),
+    },
+    Endpoint {
+        path: "/connection",
+        summary: "One connection, which is watched from the first time it is asked about until nobody has asked for a \
+                  minute: every RTT sample, and every state, up to its end. 64 of them at a time.",
+        parameters: query::Watched::command,
+        answer: Some(SchemaGenerator::subschema_for::<Watched>),
+        route: || get(connection),
     },
     Endpoint {
         path: "/states",
@@ -166,6 +175,12 @@ async fn connections(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> R
     let pieces = std::iter::once(begin).chain(items).chain(["]}".to_owned()]).map(Ok::<_, Infallible>);
     Ok(([(header::CONTENT_TYPE, "application/json")], Body::from_stream(stream::iter(pieces)))
         .into_response())
+}
+
+async fn connection(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let query::Watched { cookie } = query::parse(query.as_deref())?;
+    let watched = ask(&gauge, move |worker| worker.watched(cookie)).await?;
+    Ok(json(&watched.map_err(Refusal::wrong)?))
 }
 
 async fn states(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

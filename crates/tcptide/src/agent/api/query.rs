@@ -43,6 +43,14 @@ pub(crate) struct Connections {
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
+pub(crate) struct Watched {
+    /// The cookie of its socket
+    #[arg(long, value_name = "COOKIE", required = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) cookie: u64,
+}
+
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
 pub(crate) struct States {
     #[command(flatten)]
     pub(super) filter: FilterArgs,

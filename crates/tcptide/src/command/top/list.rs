@@ -126,7 +126,6 @@ pub(super) enum Opens {
     Connection {
         container: Arc<Container>,
         cookie: u64,
-        port: Option<u16>,
     },
     Nothing,
 }

@@ -370,8 +370,7 @@ fn connection_row(one: &Connection, rates: Option<(f64, f64)>) -> Row {
         Value::number(Some(one.cwnd.into()), Unit::Count),
         Value::number(one.duration_us, Unit::Duration),
     ];
-    let opens =
-        Opens::Connection { container: one.container.whole(), cookie: one.cookie, port: one.local.port };
+    let opens = Opens::Connection { container: one.container.whole(), cookie: one.cookie };
     Row::new(Id::Socket(one.cookie), cells, opens)
 }
 
@@ -382,7 +381,10 @@ fn event_row(number: u64, one: &Connection) -> Row {
         Some(Event::Established) => one.connect_us,
         _ => one.duration_us,
     };
-    let result = one.close.map(|close| close.reason).or(one.kind).unwrap_or_default();
+    let result = match one.event {
+        Some(Event::State) => one.state,
+        _ => one.close.map(|close| close.reason).or(one.kind).unwrap_or_default(),
+    };
     let local = match one.local.port {
         Some(_) => endpoint(&one.local),
         None => one.local.address.to_string(),

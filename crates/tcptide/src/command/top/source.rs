@@ -20,6 +20,7 @@ use crate::{
         edges::Edges,
         listeners::Listeners,
         totals::{Metrics, Totals},
+        watched::Watched,
     },
     args::{Cli, Command, TopArgs},
     client::{Remote, Told},
@@ -54,6 +55,9 @@ const INSIDE: [&str; 5] = ["tcptide", "agent", "--edges", "--history", "0"];
 
 /// The options that are no parameters of the API.
 const LOCAL: [&str; 3] = ["interval", "sort", "once"];
+
+/// Those that choose containers: a connection is chosen by itself.
+const CHOOSING: [&str; 4] = ["container", "pod", "namespace", "cgroup"];
 
 /// The events that are followed.
 const EVENTS: [Event; 7] = [
@@ -95,7 +99,9 @@ impl Of {
 pub(super) enum Question {
     Containers,
     Edges(Option<Of>),
-    Connections { of: Option<Of>, port: Option<u16> },
+    Connections(Option<Of>),
+    /// By its socket's cookie.
+    Connection(u64),
     Listeners(Option<Of>),
     Events(Option<Of>),
 }
@@ -105,6 +111,7 @@ pub(super) enum Answer {
     Containers(Totals),
     Edges(Edges),
     Connections(Connections),
+    Connection(Box<Watched>),
     Listeners(Listeners),
     /// Those since the last time, and how many more there were.
     Events(Vec<Connection>, u64),
@@ -156,7 +163,8 @@ impl Source {
         match question {
             Question::Containers => self.containers(),
             Question::Edges(of) => self.edges(of.as_ref()),
-            Question::Connections { of, port } => self.connections(of.as_ref(), *port),
+            Question::Connections(of) => self.connections(of.as_ref()),
+            Question::Connection(cookie) => self.connection(*cookie),
             Question::Listeners(of) => self.listeners(of.as_ref()),
             Question::Events(of) => self.events(of.as_ref()),
         }
@@ -192,19 +200,12 @@ impl Source {
         Ok(Answer::Edges(edges))
     }
 
-    fn connections(&self, of: Option<&Of>, port: Option<u16>) -> anyhow::Result<Answer> {
+    fn connections(&self, of: Option<&Of>) -> anyhow::Result<Answer> {
         let mut found: Connections = match &self.who {
-            Who::Inside(inside, filter) => {
-                let mut filter = within(filter, of)?;
-                if let Some(port) = port {
-                    filter.port = port.to_string().parse().map_err(anyhow::Error::msg)?;
-                }
-                inside.connections(MOST as usize, filter)?
-            }
+            Who::Inside(inside, filter) => inside.connections(MOST as usize, within(filter, of)?)?,
             Who::Agent(agent) => {
-                let mut more = vec![("limit", MOST.to_string())];
-                more.extend(port.map(|port| ("port", port.to_string())));
-                ask(agent, "connections", &query::Connections::command(), of, more)?
+                let most = MOST.to_string();
+                ask(agent, "connections", &query::Connections::command(), of, vec![("limit", most)])?
             }
         };
         if let Some(of) = of {
@@ -213,6 +214,18 @@ impl Source {
             found.matched -= (before - found.connections.len()) as u64;
         }
         Ok(Answer::Connections(found))
+    }
+
+    fn connection(&self, cookie: u64) -> anyhow::Result<Answer> {
+        let watched = match &self.who {
+            Who::Inside(inside, _) => inside.watched(cookie)?,
+            Who::Agent(agent) => {
+                let local = [&LOCAL[..], &CHOOSING].concat();
+                let cookie = cookie.to_string();
+                agent.get("connection", &query::Watched::command(), &local, &[("cookie", &cookie)])?
+            }
+        };
+        Ok(Answer::Connection(Box::new(watched)))
     }
 
     fn listeners(&self, of: Option<&Of>) -> anyhow::Result<Answer> {

@@ -79,7 +79,7 @@ struct Place {
     /// The edge whose connections these are.
     edge: Option<(Far, Option<u16>, String)>,
     /// The connection looked at: its cookie and own port.
-    socket: Option<(u64, Option<u16>)>,
+    socket: Option<u64>,
     /// What had been chosen.
     chosen: Option<Id>,
 }
@@ -224,10 +224,9 @@ impl State {
             View::Containers => Question::Containers,
             View::Edges => Question::Edges(of),
             // Those of an edge are chosen here: behind a published port, the server knows itself by another one.
-            View::Connections => Question::Connections { of, port: None },
-            View::Connection => {
-                Question::Connections { of, port: self.place.socket.and_then(|(_, port)| port) }
-            }
+            View::Connections => Question::Connections(of),
+            // A view of one has one.
+            View::Connection => Question::Connection(self.place.socket.unwrap_or_default()),
             View::Listeners => Question::Listeners(of),
             View::Events => Question::Events(of),
         }
@@ -257,11 +256,9 @@ impl State {
                 self.time = Some(time);
                 self.memory.edges(&edges, of.as_ref(), time)
             }
-            Answer::Connections(found) if self.place.view == View::Connection => {
-                let cookie = self.place.socket.map(|(cookie, _)| cookie);
-                let one = found.connections.iter().find(|one| Some(one.cookie) == cookie);
+            Answer::Connection(watched) => {
                 if let Some(watch) = &mut self.watch {
-                    watch.see(one);
+                    watch.see(*watched);
                 }
                 self.time = Some(time);
                 Vec::new()
@@ -432,10 +429,10 @@ impl State {
                 socket: None,
                 chosen: None,
             },
-            Opens::Connection { container, cookie, port } => Place {
+            Opens::Connection { container, cookie } => Place {
                 view: View::Connection,
                 of: Some(container),
-                socket: Some((cookie, port)),
+                socket: Some(cookie),
                 chosen: None,
                 ..self.place.clone()
             },
@@ -654,7 +651,7 @@ pub(super) mod tests {
         state.answer(&Question::Containers, Ok(totals(5.0, &[("web", 1, 1)])), Instant::now());
         assert!(state.shown().is_empty());
         press(&mut state, "3");
-        assert!(matches!(state.question(), Question::Connections { of: Some(_), port: None }));
+        assert!(matches!(state.question(), Question::Connections(Some(_))));
         state.key(&key(KeyCode::Esc));
         assert_eq!((state.view(), state.question()), (View::Containers, Question::Containers));
         press(&mut state, "2");

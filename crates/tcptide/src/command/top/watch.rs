@@ -3,14 +3,11 @@
 use std::{collections::VecDeque, fmt::Write as _};
 
 use jiff::{Timestamp, tz::TimeZone};
-use model::{
-    connection::{Connection, Word},
-    explain::explain,
-    histogram::{Histogram, Scale},
-};
+use model::{connection::Connection, container::sanitize, explain::explain, histogram::Histogram};
 
 use super::{list::spark, numbers::CURVE};
 use crate::{
+    answer::watched::{Entered, Watched},
     command::{conns::process, endpoint, explain::words, far_end, owner},
     output::{
         bars::bars,
@@ -28,9 +25,9 @@ pub(super) struct Watch {
     looks: VecDeque<Connection>,
     windows: VecDeque<Option<u64>>,
     rtts: VecDeque<Option<u64>>,
-    histogram: Histogram,
-    states: Vec<(Timestamp, Word)>,
-    is_gone: bool,
+    /// All round trips that were sampled since then.
+    round_trips: Option<(Timestamp, Histogram)>,
+    states: Vec<Entered>,
 }
 
 /// A line of text, and what it means.
@@ -42,37 +39,27 @@ impl Watch {
             looks: VecDeque::new(),
             windows: VecDeque::new(),
             rtts: VecDeque::new(),
-            histogram: Histogram::new(&Scale::RTT),
+            round_trips: None,
             states: Vec::new(),
-            is_gone: false,
         }
     }
 
-    /// Takes in a look; `None`: it was not there.
-    pub(super) fn see(&mut self, one: Option<&Connection>) {
-        let Some(one) = one else {
-            self.is_gone = !self.looks.is_empty();
-            return;
-        };
+    /// Takes in a look.
+    pub(super) fn see(&mut self, watched: Watched) {
+        self.round_trips = Some((watched.since, watched.rtt));
+        self.states = watched.states;
+        let Some(one) = watched.connection else { return };
         let rtt = one.rtt.map(|rtt| u64::from(rtt.last_us.unwrap_or(rtt.srtt_us)));
-        // What has not been heard of since was measured before.
-        let has_moved = self.looks.back().is_none_or(|last| last.segments_in != one.segments_in);
-        if let (Some(us), true) = (rtt, has_moved) {
-            self.histogram.record(us);
-        }
         for (values, value) in [(&mut self.windows, Some(u64::from(one.cwnd))), (&mut self.rtts, rtt)] {
             values.push_back(value);
             if values.len() > CURVE {
                 values.pop_front();
             }
         }
-        if self.states.last().is_none_or(|(_, state)| *state != one.state) {
-            let at = if self.states.is_empty() { one.opened_at.unwrap_or(one.time) } else { one.time };
-            self.states.push((at, one.state));
-        }
-        self.looks.push_back(one.clone());
+        let time = one.time;
+        self.looks.push_back(one);
         let span = |looks: &VecDeque<Connection>| {
-            looks.get(1).map_or(0.0, |second| one.time.duration_since(second.time).as_secs_f64())
+            looks.get(1).map_or(0.0, |second| time.duration_since(second.time).as_secs_f64())
         };
         while span(&self.looks) >= SPAN {
             self.looks.pop_front();
@@ -89,8 +76,10 @@ impl Watch {
         let states: Vec<_> = self
             .states
             .iter()
-            .map(|(at, state)| format!("{} {}", units::clock(*at, zone), state.to_uppercase()))
-            .chain(self.is_gone.then(|| "gone".to_owned()))
+            .map(|Entered { state, at }| {
+                let at = at.map(|at| format!("{} ", units::clock(at, zone))).unwrap_or_default();
+                format!("{at}{}", sanitize(state).to_uppercase())
+            })
             .collect();
         lines.push(plain(format!("state   {}", states.join("  "))));
         let room = width.saturating_sub(30).clamp(10, CURVE);
@@ -104,7 +93,9 @@ impl Watch {
         }
         lines.push(plain(String::new()));
         let screen = Screen { width: Some(width), palette: Palette::PLAIN };
-        let text = bars("Round trips, one at each look", &self.histogram, &screen);
+        let Some((since, histogram)) = &self.round_trips else { return lines };
+        let title = format!("Round trips since {}", units::clock(*since, zone));
+        let text = bars(&title, histogram, &screen);
         let mut bars = text.lines();
         lines.extend(bars.next().map(|title| (title.to_owned(), Some(Role::Header))));
         lines.extend(bars.map(|line| plain(line.to_owned())));
