@@ -22,6 +22,7 @@
 //! This is the only crate with `unsafe`, libbpf or clang in it.
 #![allow(unsafe_code)]
 
+mod batch;
 mod error;
 mod floor;
 mod kernel;

@@ -15,6 +15,7 @@ use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, RingBuffer, RingBufferBuilde
 use model::record::{self, loss};
 
 use crate::{
+    batch::each_record,
     error::Error,
     namespaces::{network_namespaces, sockets_in_use, visit},
     programs::{PROGRAMS, Program, Status},
@@ -317,9 +318,9 @@ impl Monitor {
         self.last_walk
     }
 
-    /// The totals of every cgroup that had a connection; those of live connections as of the last walk.
-    pub fn totals(&self) -> Result<Vec<(u64, Box<record::Totals>)>, Error> {
-        records(&self.skel.maps.totals)
+    /// Hands over the totals of every cgroup that had a connection; those of live connections as of the last walk.
+    pub fn each_total(&self, each: &mut dyn FnMut(u64, &record::Totals)) -> Result<(), Error> {
+        each_record(&self.skel.maps.totals, each)
     }
 
     /// Keeps what [`Monitor::watched`] tells of a connection, from now on, even if that ends; [`record::WATCHES`] of them
@@ -566,18 +567,10 @@ fn queue<T: read::Plain + 'static>(
     Ok((ring, queue))
 }
 
-/// All records of a map by a number.
+/// All records of a map at once.
 fn records<T: read::Plain>(map: &libbpf_rs::MapMut<'_>) -> Result<Vec<(u64, Box<T>)>, Error> {
     let mut all = Vec::new();
-    for key in map.keys() {
-        let Ok(number) = <[u8; 8]>::try_from(key.as_slice()).map(u64::from_ne_bytes) else { continue };
-        let mut record = Box::<T>::default();
-        let is_there = map.lookup_into(&key, read::bytes_of(&mut *record), MapFlags::ANY);
-        // It may have been deleted between the two calls.
-        if is_there.map_err(|e| Error::system("read a BPF map", e))? {
-            all.push((number, record));
-        }
-    }
+    each_record(map, &mut |number, record| all.push((number, Box::new(*record))))?;
     Ok(all)
 }
 

@@ -425,7 +425,8 @@ impl Worker {
         if self.past.as_ref().is_none_or(|past| !past.is_due(began)) {
             return Ok(());
         }
-        let (walk, all) = self.count()?;
+        let walk = self.count()?;
+        let all = self.totals()?;
         let directory = &self.directory;
         if let Some(past) = &mut self.past {
             past.remember((began, before), walk.number, &all, |id| owner_of(directory, id));
@@ -520,37 +521,43 @@ impl Worker {
     }
 
     /// What each cgroup has counted up to now, as of a walk. No rows are wanted: edges have their own walks.
-    fn count(&mut self) -> anyhow::Result<(Walk, ByCgroup)> {
+    fn count(&mut self) -> anyhow::Result<Walk> {
         let walk = self.monitor.walk(None)?;
         // What closed before the walk came by, and whose it is.
         take_cgroup_events(&mut self.monitor, &self.directory)?;
         self.take_events()?;
         let strays = self.monitor.strays()?;
-        Ok((walk, self.totals(&strays)?))
+        self.give(&strays)?;
+        Ok(walk)
     }
 
     /// What cgroups have counted as of the last walk, with what became of packets of no socket.
-    fn totals(&mut self, strays: &[(u64, Box<Strays>)]) -> anyhow::Result<ByCgroup> {
-        let mut totals = self.monitor.totals()?;
-        self.give(strays)?;
-        self.strays.add_to(&mut totals);
-        Ok(totals)
+    fn each_total(&self, each: impl FnMut(u64, &Totals)) -> anyhow::Result<()> {
+        Ok(self.strays.add(|each| self.monitor.each_total(each), each)?)
+    }
+
+    /// All of it at once.
+    fn totals(&self) -> anyhow::Result<ByCgroup> {
+        let mut all = Vec::new();
+        self.each_total(|cgroup, totals| all.push((cgroup, Box::new(*totals))))?;
+        Ok(all)
     }
 
     /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
     pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
-        let (walk, all) = self.count()?;
+        let walk = self.count()?;
         let shown = self.measured(metrics);
+        let nothing = Totals::default();
         let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
-        for (id, totals) in &all {
-            let container = owner_of(&self.directory, *id);
-            let subject = Subject { cgroup_id: Some(*id), ..container.subject() };
-            if !filter.matches(&subject) || **totals == Totals::default() {
-                continue;
+        self.each_total(|id, totals| {
+            let container = owner_of(&self.directory, id);
+            let subject = Subject { cgroup_id: Some(id), ..container.subject() };
+            if !filter.matches(&subject) || *totals == nothing {
+                return;
             }
             let segments = totals.sent_segments + totals.received_segments;
             let metrics = Metrics::of(totals, walk.number, &shown);
-            let live = self.directory.is_live(*id);
+            let live = self.directory.is_live(id);
             match by_owner.get_mut(&container.cgroup_id) {
                 Some((sum, counted)) => {
                     *sum += segments;
@@ -562,7 +569,7 @@ impl Worker {
                     by_owner.insert(counted.container.cgroup_id, (segments, counted));
                 }
             }
-        }
+        })?;
         let mut containers: Vec<_> = by_owner.into_values().collect();
         containers.sort_by(|(a, one), (b, other)| {
             b.cmp(a).then_with(|| one.container.cgroup_id.cmp(&other.container.cgroup_id))
@@ -592,7 +599,8 @@ impl Worker {
         self.take_events()?;
         let strays = self.monitor.strays()?;
         let namespaces = self.of_namespaces(&strays);
-        let totals = self.totals(&strays)?;
+        self.give(&strays)?;
+        let totals = self.totals()?;
         let about = exposition::About {
             walk,
             kernel: self.kernel.clone(),

@@ -47,14 +47,26 @@ impl Accounts {
         over
     }
 
-    /// Adds what cgroups were given to what the kernel has counted of them.
-    pub(crate) fn add_to(&self, totals: &mut Vec<(u64, Box<Totals>)>) {
-        for (cgroup, given) in &self.given {
-            match totals.iter_mut().find(|(id, _)| id == cgroup) {
-                Some((_, totals)) => join(totals, given),
-                None => totals.push((*cgroup, given.clone())),
+    /// Calls `each` with what the kernel has counted of each cgroup, which `read` hands over, and with what it was given added.
+    pub(crate) fn add<E>(
+        &self,
+        read: impl FnOnce(&mut dyn FnMut(u64, &Totals)) -> Result<(), E>,
+        mut each: impl FnMut(u64, &Totals),
+    ) -> Result<(), E> {
+        let mut left: BTreeMap<u64, &Totals> =
+            self.given.iter().map(|(cgroup, given)| (*cgroup, &**given)).collect();
+        read(&mut |cgroup, totals| match left.remove(&cgroup) {
+            None => each(cgroup, totals),
+            Some(given) => {
+                let mut sum = Box::new(*totals);
+                join(&mut sum, given);
+                each(cgroup, &sum);
             }
+        })?;
+        for (cgroup, given) in left {
+            each(cgroup, given);
         }
+        Ok(())
     }
 
     /// The cgroup is gone, and its series with it.
@@ -103,8 +115,9 @@ mod tests {
     /// Drops, resets, and resets in TIME_WAIT of each cgroup.
     fn shown(accounts: &Accounts) -> Vec<(u64, [u64; 3])> {
         let mut all = Vec::new();
-        accounts.add_to(&mut all);
-        all.iter().map(|(id, t)| (*id, [t.dropped_packets[3], t.resets[0], t.resets_by_state[6]])).collect()
+        let each = |id, t: &Totals| all.push((id, [t.dropped_packets[3], t.resets[0], t.resets_by_state[6]]));
+        accounts.add::<()>(|_| Ok(()), each).unwrap();
+        all
     }
 
     #[test]
@@ -123,9 +136,15 @@ mod tests {
     fn it_comes_on_top_of_what_the_kernel_gave() {
         let mut accounts = Accounts::default();
         accounts.settle(&[(7, strays(2, 3))], |_| Some(70), |_| true);
-        let mut totals = vec![(70, Box::new(Totals { sent_bytes: 9, resets: [1, 1], ..Totals::default() }))];
-        accounts.add_to(&mut totals);
-        assert_eq!((totals.len(), totals[0].1.sent_bytes, totals[0].1.resets), (1, 9, [4, 1]));
+        let counted = Totals { sent_bytes: 9, resets: [1, 1], ..Totals::default() };
+        let read = |each: &mut dyn FnMut(u64, &Totals)| {
+            each(60, &counted);
+            each(70, &counted);
+            Ok(())
+        };
+        let mut all = Vec::new();
+        accounts.add::<()>(read, |id, totals| all.push((id, totals.sent_bytes, totals.resets))).unwrap();
+        assert_eq!(all, [(60, 9, [1, 1]), (70, 9, [4, 1])]);
     }
 
     #[test]

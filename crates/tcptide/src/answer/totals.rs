@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, sync::LazyLock};
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use model::{
     container::Container,
@@ -36,25 +37,28 @@ pub(crate) struct Totals {
     pub(crate) containers: Vec<Counted>,
 }
 
-/// Metrics of a container in the order of [`METRICS`]; `None`: not measured, or not asked for.
+/// Metrics of a container; absent are those that are not measured, or not asked for.
 ///
 /// As JSON it is an object by their names. A number is in the metric's unit; of a metric with labels there is an object by the
 /// label's values, with two labels an object of such objects; a histogram is one as everywhere in JSON, in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Metrics(Vec<Option<Reading>>);
+pub(crate) struct Metrics(
+    /// With their places in [`METRICS`], in that order.
+    Vec<(usize, Reading)>,
+);
 
 /// What tells of which kind a metric's reading is: the record is large.
 static NOTHING: LazyLock<Box<Record>> = LazyLock::new(Box::default);
 
 /// Which of [`METRICS`] has a name.
-static BY_NAME: LazyLock<HashMap<&str, usize>> =
+static BY_NAME: LazyLock<HashMap<&str, usize, RandomState>> =
     LazyLock::new(|| METRICS.iter().enumerate().map(|(at, metric)| (metric.name, at)).collect());
 
 impl Metrics {
     /// What was read, of those that are `shown`.
     pub(crate) fn of(totals: &Record, walk: u32, shown: &[bool]) -> Self {
-        let read = |(metric, shown): (&Metric, &bool)| shown.then(|| (metric.read)(totals, walk));
-        Self(METRICS.iter().zip(shown).map(read).collect())
+        let shown = shown.iter().enumerate().filter(|(_, shown)| **shown);
+        Self(shown.map(|(at, _)| (at, (METRICS[at].read)(totals, walk))).collect())
     }
 
     /// Where a metric stands.
@@ -64,12 +68,17 @@ impl Metrics {
 
     /// One of them.
     pub(crate) fn get(&self, name: &str) -> Option<&Reading> {
-        self.0.get(Self::place(name)?)?.as_ref()
+        self.at(Self::place(name)?)
+    }
+
+    fn at(&self, place: usize) -> Option<&Reading> {
+        let at = self.0.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        Some(&self.0[at].1)
     }
 
     /// All of them that there are.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Metric, &Reading)> {
-        METRICS.iter().zip(&self.0).filter_map(|(metric, reading)| Some((metric, reading.as_ref()?)))
+        self.0.iter().map(|(at, reading)| (&METRICS[*at], reading))
     }
 
     /// Those that `fill` makes of each of [`METRICS`] at zero.
@@ -78,40 +87,33 @@ impl Metrics {
             let nothing = Record::default();
             METRICS.iter().map(|metric| (metric.read)(&nothing, 0)).collect()
         });
-        Self(ZEROS.iter().enumerate().map(|(at, zero)| fill(at, zero)).collect())
+        Self(ZEROS.iter().enumerate().filter_map(|(at, zero)| Some((at, fill(at, zero)?))).collect())
     }
 
     /// Without those that are not wanted.
     pub(crate) fn only(mut self, is_wanted: impl Fn(usize, &Metric) -> bool) -> Self {
-        for (at, reading) in self.0.iter_mut().enumerate() {
-            if !is_wanted(at, &METRICS[at]) {
-                *reading = None;
-            }
-        }
+        self.0.retain(|(at, _)| is_wanted(*at, &METRICS[*at]));
         self
     }
 
-    /// Adds those of another cgroup.
+    /// Adds the same ones of another cgroup.
     pub(crate) fn add(&mut self, other: &Self) {
-        for (mine, other) in self.0.iter_mut().zip(&other.0) {
-            match (mine, other) {
-                (Some(mine), Some(other)) => mine.add(other),
-                (mine, other) => mine.clone_from(other),
-            }
+        debug_assert!(self.0.iter().map(|(at, _)| at).eq(other.0.iter().map(|(at, _)| at)), "the same");
+        for ((_, mine), (_, other)) in self.0.iter_mut().zip(&other.0) {
+            mine.add(other);
         }
     }
 
     /// What came since an earlier look. What only goes up and down stays as it is.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let of = |(at, now): (usize, &Option<Reading>)| {
-            let mut now = now.clone()?;
-            let is_counter = METRICS[at].kind != model::metrics::Kind::Gauge;
-            if let (true, Some(Some(earlier))) = (is_counter, earlier.0.get(at)) {
-                now.subtract(earlier);
+        let mut now = self.clone();
+        for (at, reading) in &mut now.0 {
+            let is_counter = METRICS[*at].kind != model::metrics::Kind::Gauge;
+            if let (true, Some(earlier)) = (is_counter, earlier.at(*at)) {
+                reading.subtract(earlier);
             }
-            Some(now)
-        };
-        Self(self.0.iter().enumerate().map(of).collect())
+        }
+        now
     }
 }
 
@@ -197,14 +199,17 @@ impl<'de> Deserialize<'de> for Metrics {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
-                let mut all = vec![None; METRICS.len()];
+                let mut all = Vec::new();
                 while let Some(at) = map.next_key_seed(Key(Metrics::place))? {
                     match at {
-                        Some(at) => all[at] = Some(map.next_value_seed(Read(&METRICS[at]))?),
+                        Some(at) => all.push((at, map.next_value_seed(Read(&METRICS[at]))?)),
                         // Of a newer agent.
                         None => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }
+                // It may have them in another order.
+                all.sort_by_key(|(at, _)| *at);
+                all.dedup_by_key(|(at, _)| *at);
                 Ok(Metrics(all))
             }
         }

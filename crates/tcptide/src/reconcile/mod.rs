@@ -241,13 +241,13 @@ impl HostCounts {
             lost: losses[loss::LOSS_CONNECTION_EVENT] + losses[loss::LOSS_STORAGE],
             missed: LINES.iter().map(|line| (line.program(), missed(&programs, line.program()))).collect(),
         };
-        for (cgroup, totals) in monitor.totals()? {
+        monitor.each_total(&mut |cgroup, totals| {
             all.synacks += totals.retransmitted_segments[retransmit::RETRANSMIT_SYNACK];
             all.dropped += totals.dropped_packets.iter().sum::<u64>();
             if cgroup == CGROUP_UNATTRIBUTED {
                 all.stray_resets += totals.resets[0];
             }
-        }
+        })?;
         for (_, strays) in monitor.strays()? {
             all.dropped += strays.dropped_packets.iter().sum::<u64>();
         }

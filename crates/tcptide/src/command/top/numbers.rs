@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use jiff::Timestamp;
 use model::{
     connection::{Connection, Direction, Event, LISTEN},
-    metrics::Reading,
+    histogram::Histogram,
+    metrics::{Kind, METRICS, Reading},
 };
 
 use super::{
@@ -50,21 +51,42 @@ pub(super) struct Memory {
 
 /// What was counted within so many seconds.
 struct Since<'a> {
-    metrics: &'a Metrics,
+    now: &'a Metrics,
+    /// Of who was not there then: all was counted since.
+    earlier: Option<&'a Metrics>,
     seconds: f64,
 }
 
 impl Since<'_> {
+    /// A counter as it was; none of what goes up and down.
+    fn earlier(&self, name: &str) -> Option<&Reading> {
+        let is_counter = METRICS.get(Metrics::place(name)?)?.kind != Kind::Gauge;
+        self.earlier.filter(|_| is_counter)?.get(name)
+    }
+
     fn sum(&self, name: &str) -> Option<u64> {
-        sum(self.metrics, name)
+        Some(sum(self.now.get(name)?).saturating_sub(self.earlier(name).map_or(0, sum)))
     }
 
     fn rate(&self, name: &str) -> Option<f64> {
         Some(self.sum(name)? as f64 / self.seconds)
     }
 
-    fn each(&self, name: &str) -> &[u64] {
-        each(self.metrics, name)
+    /// How long its connections were held back by each limit, in the order of the metric's labels, microseconds.
+    fn limited(&self) -> Vec<u64> {
+        let name = "tcptide_limited_seconds_total";
+        let earlier = self.earlier(name).map_or(&[][..], each);
+        let now = self.now.get(name).map_or(&[][..], each).iter().enumerate();
+        now.map(|(at, us)| us.saturating_sub(earlier.get(at).copied().unwrap_or(0))).collect()
+    }
+
+    fn round_trips(&self) -> Option<Histogram> {
+        let name = "tcptide_rtt_seconds";
+        match (self.now.get(name)?, self.earlier(name)) {
+            (Reading::Distribution(now), Some(Reading::Distribution(earlier))) => Some(now.minus(earlier)),
+            (Reading::Distribution(now), _) => Some(now.clone()),
+            _ => None,
+        }
     }
 
     /// Segments sent again, of those sent.
@@ -84,8 +106,9 @@ impl Since<'_> {
         if self.retransmits().is_some_and(|share| share >= LOSSY) {
             return Some("loss");
         }
-        let [_, rwnd, sndbuf] = self.each("tcptide_limited_seconds_total") else { return None };
-        let busy: u64 = self.each("tcptide_limited_seconds_total").iter().sum();
+        let limited = self.limited();
+        let [_, rwnd, sndbuf] = &limited[..] else { return None };
+        let busy: u64 = limited.iter().sum();
         let share = |us: u64| us as f64 / busy.max(1) as f64;
         // Next to nothing to do is no limit.
         let has_work = busy as f64 >= self.seconds * 1e6 / 100.0;
@@ -97,28 +120,21 @@ impl Since<'_> {
     }
 }
 
-fn sum(metrics: &Metrics, name: &str) -> Option<u64> {
-    match metrics.get(name)? {
-        Reading::One(number) => Some(*number),
-        Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers) => {
-            Some(numbers.iter().sum())
-        }
-        Reading::Distribution(histogram) => Some(histogram.count()),
+fn sum(reading: &Reading) -> u64 {
+    match reading {
+        Reading::One(number) => *number,
+        Reading::Distribution(histogram) => histogram.count(),
+        _ => each(reading).iter().sum(),
     }
 }
 
-fn each<'a>(metrics: &'a Metrics, name: &str) -> &'a [u64] {
-    match metrics.get(name) {
-        Some(Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers)) => {
-            numbers
-        }
-        _ => &[],
-    }
+fn each(reading: &Reading) -> &[u64] {
+    reading.numbers().unwrap_or_default()
 }
 
 /// Established ones and those on their way there or to their end.
 fn connections(metrics: &Metrics) -> u64 {
-    let states = each(metrics, "tcptide_connections").iter().enumerate();
+    let states = metrics.get("tcptide_connections").map_or(&[][..], each).iter().enumerate();
     states.filter(|(state, _)| ![SYN_RECV, usize::from(LISTEN)].contains(state)).map(|(_, n)| n).sum()
 }
 
@@ -132,13 +148,9 @@ impl Memory {
         let mut rows = Vec::with_capacity(totals.containers.len());
         for counted in totals.containers {
             let id = counted.container.cgroup_id;
-            let earlier = before.as_mut().map(|(_, before)| before.remove(&id));
-            // Who was not there at the last look has counted all since.
-            let since = earlier.map(|earlier| match earlier {
-                Some(earlier) => counted.metrics.since(&earlier),
-                None => counted.metrics.clone(),
-            });
-            let since = since.as_ref().zip(seconds).map(|(metrics, seconds)| Since { metrics, seconds });
+            let earlier = before.as_mut().and_then(|(_, before)| before.remove(&id));
+            let since =
+                seconds.map(|seconds| Since { now: &counted.metrics, earlier: earlier.as_ref(), seconds });
             rows.push(self.container(&counted, since.as_ref()));
             now.insert(id, counted.metrics);
         }
@@ -149,11 +161,8 @@ impl Memory {
 
     fn container(&mut self, counted: &Counted, since: Option<&Since<'_>>) -> Row {
         let container = &counted.container;
-        let rtt = since.and_then(|since| match since.metrics.get("tcptide_rtt_seconds") {
-            Some(Reading::Distribution(histogram)) => Some(histogram),
-            _ => None,
-        });
-        let median = rtt.and_then(|rtt| rtt.quantile(0.5));
+        let rtt = since.and_then(Since::round_trips);
+        let median = rtt.as_ref().and_then(|rtt| rtt.quantile(0.5));
         let curve = self.medians.entry(container.cgroup_id).or_default();
         if since.is_some() {
             curve.push_back(median);
@@ -174,7 +183,7 @@ impl Memory {
             Value::Number(sent, Unit::Rate),
             Value::Number(received, Unit::Rate),
             Value::number(median, Unit::Duration),
-            Value::number(rtt.and_then(|rtt| rtt.quantile(0.99)), Unit::Duration),
+            Value::number(rtt.as_ref().and_then(|rtt| rtt.quantile(0.99)), Unit::Duration),
             Value::Number(retransmits, Unit::Share),
             Value::Number(failed, Unit::PerSecond),
             Value::text(limit.unwrap_or_default()),
