@@ -3,13 +3,12 @@
 //!
 //! Every command is bounded in time and ends by itself, or at SIGTERM or SIGINT, with its counts.
 
-use std::io::{self, Read, stdin};
+use std::io::{self, Read as _, Write as _, stdin};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -307,8 +306,8 @@ fn serve_with_several(args: &Serve) -> Result<Counts> {
         child.ready(Duration::from_secs(10))?;
     }
     eprintln!("ready: listening on {address}");
-    let told = told_by_signal()?;
-    wait_for(&told, Duration::from_secs_f64(args.seconds));
+    let (told, _to) = told_by_signal()?;
+    wait_for(&told, Duration::from_secs_f64(args.seconds))?;
     finish_all(children)
 }
 
@@ -329,7 +328,7 @@ fn hold(args: &Hold) -> Result<Counts> {
     let told = told_to_end()?;
     let held = Held::open(&args.target.client(), args.count, limit)?;
     eprintln!("ready: holding {} connections", held.counts().opened);
-    wait_for(&told, limit.saturating_sub(start.elapsed()));
+    wait_for(&told, limit.saturating_sub(start.elapsed()))?;
     Ok(held.close())
 }
 
@@ -360,7 +359,7 @@ fn hold_with_several(args: &Hold) -> Result<Counts> {
         held += line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     }
     eprintln!("ready: holding {held} connections");
-    wait_for(&told, limit.saturating_sub(start.elapsed()));
+    wait_for(&told, limit.saturating_sub(start.elapsed()))?;
     finish_all(children)
 }
 
@@ -393,29 +392,29 @@ fn finish_all(children: Vec<Running>) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Becomes true at SIGTERM or SIGINT.
-fn told_by_signal() -> Result<Arc<AtomicBool>> {
-    let told = Arc::new(AtomicBool::new(false));
+/// The first end is written to when somebody ends it: at SIGTERM and SIGINT, and by who has the second.
+fn told_by_signal() -> Result<(UnixStream, UnixStream)> {
+    let (told, to) = UnixStream::pair().context("making a pipe")?;
     for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&told)).context("handling signals")?;
+        signal_hook::low_level::pipe::register(signal, to.try_clone()?).context("handling signals")?;
     }
-    Ok(told)
+    Ok((told, to))
 }
 
-/// Becomes true at SIGTERM, SIGINT, or when stdin closes.
-fn told_to_end() -> Result<Arc<AtomicBool>> {
-    let told = told_by_signal()?;
-    let by_stdin = Arc::clone(&told);
+/// The same, and when stdin closes.
+fn told_to_end() -> Result<UnixStream> {
+    let (told, mut by_stdin) = told_by_signal()?;
     thread::spawn(move || {
         let _ = stdin().read_to_end(&mut Vec::new());
-        by_stdin.store(true, Ordering::Relaxed);
+        let _ = by_stdin.write_all(&[0]);
     });
     Ok(told)
 }
 
-fn wait_for(told: &AtomicBool, limit: Duration) {
-    let start = Instant::now();
-    while !told.load(Ordering::Relaxed) && start.elapsed() < limit {
-        thread::sleep(Duration::from_millis(20));
-    }
+/// Sleeps, so that a thousand of these cost nothing, until then or until somebody ends it.
+fn wait_for(mut told: &UnixStream, limit: Duration) -> Result<()> {
+    told.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
+    // Either way it is over.
+    let _ = told.read(&mut [0]);
+    Ok(())
 }
