@@ -133,3 +133,75 @@ fn states(first: &Connection, entered_ns: &[u64; record::STATES], clock: &Clock)
     }));
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::container::Container;
+
+    use super::*;
+
+    const CLOCK: Clock = Clock { at: Timestamp::UNIX_EPOCH, monotonic_ns: 0 };
+
+    fn connection(r: record::Connection) -> Connection {
+        Connection::new(&r, &CLOCK, Arc::new(Container::unknown(1)), false)
+    }
+
+    fn told(first: &Connection, entered: &[(usize, u64)]) -> Vec<(String, Option<i64>)> {
+        let mut entered_ns = [0; record::STATES];
+        for (state, ns) in entered {
+            entered_ns[*state] = *ns;
+        }
+        let states = states(first, &entered_ns, &CLOCK);
+        states
+            .into_iter()
+            .map(|Entered { state, at }| (state, at.map(|at| at.as_nanosecond() as i64)))
+            .collect()
+    }
+
+    fn known(state: &str, ns: i64) -> (String, Option<i64>) {
+        (state.to_owned(), Some(ns))
+    }
+
+    /// States are those of include/net/tcp_states.h.
+    #[test]
+    fn states_are_in_the_order_in_which_they_were() {
+        let active = record::Connection {
+            cookie: 7,
+            opened_ns: 1_000,
+            established_ns: 3_000,
+            direction: record::direction::DIRECTION_ACTIVE as u8,
+            ..record::Connection::default()
+        };
+        let connecting = connection(record::Connection { state: 2, established_ns: 0, ..active });
+        assert_eq!(told(&connecting, &[]), [known("syn_sent", 1_000)]);
+        assert_eq!(
+            told(&connecting, &[(7, 9_000), (1, 4_000)]),
+            [known("syn_sent", 1_000), known("established", 4_000), known("close", 9_000)]
+        );
+        let established = connection(record::Connection { state: 1, ..active });
+        let before = [known("syn_sent", 1_000), known("established", 3_000)];
+        assert_eq!(told(&established, &[]), before);
+        // It came into its state before anybody looked.
+        let closing = connection(record::Connection { state: 8, ..active });
+        let closing = told(&closing, &[(9, 5_000)]);
+        assert_eq!(closing[..2], before);
+        assert_eq!(closing[2..], [("close_wait".to_owned(), None), known("last_ack", 5_000)]);
+    }
+
+    #[test]
+    fn of_what_was_there_before_no_time_is_made_up() {
+        let unknown = connection(record::Connection { cookie: 7, state: 1, ..record::Connection::default() });
+        assert_eq!(told(&unknown, &[]), [("established".to_owned(), None)]);
+        let passive = connection(record::Connection {
+            cookie: 7,
+            state: 1,
+            opened_ns: 2_000,
+            established_ns: 2_000,
+            direction: record::direction::DIRECTION_PASSIVE as u8,
+            ..record::Connection::default()
+        });
+        assert_eq!(told(&passive, &[(8, 4_000)]), [known("established", 2_000), known("close_wait", 4_000)]);
+    }
+}
