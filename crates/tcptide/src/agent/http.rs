@@ -1,6 +1,6 @@
 //! The HTTP surface: `/metrics`, `/-/healthy`, `/-/ready`, the API and the page.
 
-use std::time::Instant;
+use std::{convert::Infallible, time::Instant};
 
 use axum::{
     Router,
@@ -11,10 +11,6 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
-use tokio::{
-    sync::mpsc,
-    task::{JoinError, spawn_blocking},
-};
 use tower_http::{
     CompressionLevel,
     compression::{
@@ -31,9 +27,6 @@ const PROTOBUF: &str =
     "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 /// Shorter answers are not worth it.
 const LEAST_TO_COMPRESS: u16 = 1024;
-
-/// How many pieces of an answer may wait to be sent.
-const PIECES: usize = 2;
 
 /// What is answered where.
 pub(crate) fn router(gauge: Gauge) -> Router {
@@ -63,29 +56,19 @@ async fn metrics(State(gauge): State<Gauge>, headers: HeaderMap) -> Response {
     };
     let encoding = if wants_gzip(&headers) { "gzip" } else { "identity" };
     match gauge.scrape().await {
-        // Made as it is taken: who reads slowly keeps numbers in memory, and a few pieces of text. Beside what sends them:
-        // the one takes as long as the other.
+        // Made as it is taken: who reads slowly keeps numbers in memory, and one metric's text.
         Ok(exposition) => {
-            let families = exposition.answer(format, &gauge.answered());
-            let (to, pieces) = mpsc::channel(PIECES);
-            let writing = spawn_blocking(move || {
-                // Who is gone wants no more.
-                families.map(|family| to.blocking_send(family)).find(Result::is_err);
+            let mut families = exposition.answer(format, &gauge.answered());
+            let mut size = 0;
+            let body = std::iter::from_fn(move || {
+                let Some(family) = families.next() else {
+                    gauge.note_answered((name, encoding), start.elapsed(), size);
+                    return None;
+                };
+                size += family.len() as u64;
+                Some(Ok::<_, Infallible>(family))
             });
-            let body = stream::try_unfold((pieces, writing, 0), move |(mut pieces, writing, size)| {
-                let gauge = gauge.clone();
-                async move {
-                    let Some(piece) = pieces.recv().await else {
-                        // Not all of it must not look like all of it.
-                        writing.await?;
-                        gauge.note_answered((name, encoding), start.elapsed(), size);
-                        return Ok::<_, JoinError>(None);
-                    };
-                    let size = size + piece.len() as u64;
-                    Ok(Some((piece, (pieces, writing, size))))
-                }
-            });
-            ([(header::CONTENT_TYPE, kind)], Body::from_stream(body)).into_response()
+            ([(header::CONTENT_TYPE, kind)], Body::from_stream(stream::iter(body.fuse()))).into_response()
         }
         Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, format!("no metrics: {why}\n")).into_response(),
     }
