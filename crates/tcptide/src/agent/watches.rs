@@ -144,8 +144,8 @@ mod tests {
 
     const CLOCK: Clock = Clock { at: Timestamp::UNIX_EPOCH, monotonic_ns: 0 };
 
-    fn connection(r: record::Connection) -> Connection {
-        Connection::new(&r, &CLOCK, Arc::new(Container::unknown(1)), false)
+    fn connection(r: &record::Connection) -> Connection {
+        Connection::new(r, &CLOCK, Arc::new(Container::unknown(1)), false)
     }
 
     fn told(first: &Connection, entered: &[(usize, u64)]) -> Vec<(String, Option<i64>)> {
@@ -174,17 +174,17 @@ mod tests {
             direction: record::direction::DIRECTION_ACTIVE as u8,
             ..record::Connection::default()
         };
-        let connecting = connection(record::Connection { state: 2, established_ns: 0, ..active });
+        let connecting = connection(&record::Connection { state: 2, established_ns: 0, ..active });
         assert_eq!(told(&connecting, &[]), [known("syn_sent", 1_000)]);
         assert_eq!(
             told(&connecting, &[(7, 9_000), (1, 4_000)]),
             [known("syn_sent", 1_000), known("established", 4_000), known("close", 9_000)]
         );
-        let established = connection(record::Connection { state: 1, ..active });
+        let established = connection(&record::Connection { state: 1, ..active });
         let before = [known("syn_sent", 1_000), known("established", 3_000)];
         assert_eq!(told(&established, &[]), before);
         // It came into its state before anybody looked.
-        let closing = connection(record::Connection { state: 8, ..active });
+        let closing = connection(&record::Connection { state: 8, ..active });
         let closing = told(&closing, &[(9, 5_000)]);
         assert_eq!(closing[..2], before);
         assert_eq!(closing[2..], [("close_wait".to_owned(), None), known("last_ack", 5_000)]);
@@ -192,9 +192,10 @@ mod tests {
 
     #[test]
     fn of_what_was_there_before_no_time_is_made_up() {
-        let unknown = connection(record::Connection { cookie: 7, state: 1, ..record::Connection::default() });
+        let unknown =
+            connection(&record::Connection { cookie: 7, state: 1, ..record::Connection::default() });
         assert_eq!(told(&unknown, &[]), [("established".to_owned(), None)]);
-        let passive = connection(record::Connection {
+        let passive = connection(&record::Connection {
             cookie: 7,
             state: 1,
             opened_ns: 2_000,
