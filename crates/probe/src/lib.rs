@@ -5,7 +5,7 @@
 //!
 //! * [`Monitor::events`]: connections as they open, fail and close, if asked for in [`Options::events`]
 //! * [`Monitor::walk`]: the connections that live now
-//! * [`Monitor::totals`]: what the sockets of each cgroup have done
+//! * [`Monitor::each_total`]: what the sockets of each cgroup have done
 //!
 //! ```no_run
 //! use model::record::event;
