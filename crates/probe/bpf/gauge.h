@@ -731,7 +731,7 @@ static __always_inline void sample_queueing(struct tcp_sock *tp, struct totals *
 }
 
 /* Two slots' samples, of slot i and the next, which are n's halves. */
-__noinline int give_samples(struct round_trips *to, struct round_trips *too, struct rtt_record *record, __u32 i, __u32 n)
+__noinline int give_samples(struct round_trips *to, struct rtt_record *record, __u32 i, __u32 n)
 {
 	opaque(i);
 	if (i >= RTT_SLOTS - 1)
@@ -740,10 +740,6 @@ __noinline int give_samples(struct round_trips *to, struct round_trips *too, str
 		count(to->slots[i], n & 0xffff);
 		count(to->slots[i + 1], n >> 16);
 	}
-	if (too) {
-		count(too->slots[i], n & 0xffff);
-		count(too->slots[i + 1], n >> 16);
-	}
 	if (record) {
 		record->slots[i] = n & 0xffff;
 		record->slots[i + 1] = n >> 16;
@@ -751,12 +747,27 @@ __noinline int give_samples(struct round_trips *to, struct round_trips *too, str
 	return 0;
 }
 
-/* Takes the samples off a gauge: into the totals, into a record, or both, and into what is kept of a watched one. */
-__noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct round_trips *too,
-			    struct rtt_record *record)
+/* The same into what is kept of a watched connection, or their sum. */
+__noinline int watch_samples(__u64 cookie, __u32 i, __u32 n, __u64 sum)
+{
+	struct watched *w = watches ? bpf_map_lookup_elem(&watched, &cookie) : NULL;
+
+	if (!w)
+		return 0;
+	count(w->rtt.sum_us, sum);
+	opaque(i);
+	if (i >= RTT_SLOTS - 1)
+		return 0;
+	count(w->rtt.slots[i], n & 0xffff);
+	count(w->rtt.slots[i + 1], n >> 16);
+	return 0;
+}
+
+/* Takes the samples off a gauge: into the totals, into a record, or both, and into what is kept of a watched connection. */
+__noinline int move_samples(struct rtt_samples *from, struct round_trips *to, struct rtt_record *record, __u64 cookie)
 {
 	__u64 sum;
-	__u32 used;
+	__u32 used, n;
 
 	/* The sum is added last: while it is 0 there is no sample to take. */
 	if (!from || !from->sum_us)
@@ -764,21 +775,18 @@ __noinline int move_samples(struct rtt_samples *from, struct round_trips *to, st
 	sum = __sync_lock_test_and_set(&from->sum_us, 0);
 	if (to)
 		__sync_fetch_and_add(&to->sum_us, sum);
-	if (too)
-		__sync_fetch_and_add(&too->sum_us, sum);
+	watch_samples(cookie, RTT_SLOTS, 0, sum);
 	if (record)
 		record->sum_us = sum;
 	used = from->used;
 	for (__u32 i = 0; i < RTT_SLOTS / 2 && used >> i; i++) {
-		if (used >> i & 1 && from->slots[i])
-			give_samples(to, too, record, 2 * i, __sync_lock_test_and_set(&from->slots[i], 0));
+		if (used >> i & 1 && from->slots[i]) {
+			n = __sync_lock_test_and_set(&from->slots[i], 0);
+			give_samples(to, record, 2 * i, n);
+			watch_samples(cookie, 2 * i, n, 0);
+		}
 	}
 	return 0;
-}
-
-static __always_inline struct watched *watched_one(__u64 cookie)
-{
-	return watches ? bpf_map_lookup_elem(&watched, &cookie) : NULL;
 }
 
 /* A watched connection comes into a state. */
@@ -800,15 +808,12 @@ __noinline int note_state(__u64 cookie, __u32 state)
 /* Where samples are asked for as records, none of them is in the totals, and the other way round. */
 static __always_inline void take_samples(struct gauge *g, struct totals *t, struct connection *c, __u64 cookie)
 {
-	struct watched *w = watched_one(cookie);
-	struct round_trips *too = w ? &w->rtt : NULL;
-
 	if (wants_samples && c) {
 		c->flags |= FLAG_SAMPLES;
 		__builtin_memset(&c->rtt, 0, sizeof(c->rtt));
-		move_samples(&g->rtt, t ? &t->rtt : NULL, too, &c->rtt);
+		move_samples(&g->rtt, t ? &t->rtt : NULL, &c->rtt, cookie);
 	} else if (t) {
-		move_samples(&g->rtt, &t->rtt, too, NULL);
+		move_samples(&g->rtt, &t->rtt, NULL, cookie);
 	}
 }
 

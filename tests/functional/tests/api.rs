@@ -602,7 +602,7 @@ fn what_is_wrong_is_said() {
         ("/api/v1/edges", 400, "--edges"),
         ("/api/v1/nothing", 404, "/connections"),
         ("/api/v1/connection", 400, "'cookie' is missing"),
-        ("/api/v1/connection?cookie=18446744073709551615", 400, "no connection's socket has the cookie"),
+        ("/api/v1/connection?cookie=18446744073709551615", 404, "no connection's socket has the cookie"),
         ("/api/v1/states?port=%00", 400, "port"),
     ] {
         let answer = agent.get(path).unwrap();

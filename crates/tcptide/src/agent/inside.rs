@@ -52,7 +52,7 @@ impl Inside {
 
     /// One connection, watched from the first time on.
     pub(crate) fn watched(&self, cookie: u64) -> anyhow::Result<Watched> {
-        self.ask(move |worker| worker.watched(cookie)?.map_err(anyhow::Error::msg))
+        self.ask(move |worker| worker.watched(cookie)?.map_err(|why| anyhow::anyhow!("{why}")))
     }
 
     /// Listening sockets.

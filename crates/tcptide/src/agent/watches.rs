@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,29 @@ use crate::{
     session::{clock, connection},
 };
 
+/// Why one is not watched.
+#[derive(Debug)]
+pub(super) enum Unwatched {
+    /// There is none, and none was watched.
+    Gone(u64),
+    /// There is no room.
+    Full,
+}
+
+impl fmt::Display for Unwatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone(cookie) => write!(f, "no connection's socket has the cookie {cookie}"),
+            Self::Full => write!(
+                f,
+                "{} connections are watched already; one that nobody asks about for {} s makes room",
+                record::WATCHES,
+                KEEP.as_secs()
+            ),
+        }
+    }
+}
+
 /// How long one is watched that nobody asks about any more.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -38,7 +62,7 @@ pub(super) struct Watches(BTreeMap<u64, Watch>);
 impl Worker {
     /// What there is to know of the connection whose socket has this cookie, which is watched from now on; or why there is
     /// nothing.
-    pub(super) fn watched(&mut self, cookie: u64) -> anyhow::Result<Result<Watched, String>> {
+    pub(super) fn watched(&mut self, cookie: u64) -> anyhow::Result<Result<Watched, Unwatched>> {
         self.forget_watches()?;
         let connection = if self.watches.0.contains_key(&cookie) {
             self.again(cookie)?
@@ -46,14 +70,10 @@ impl Worker {
             // Its far end is searched for once: all sockets are looked at.
             let found = self.connections(true, Some(cookie), 1, &Filter::default(), &PeerArgs::default())?;
             let Some(first) = found.connections.into_iter().next() else {
-                return Ok(Err(format!("no connection's socket has the cookie {cookie}")));
+                return Ok(Err(Unwatched::Gone(cookie)));
             };
             if self.watches.0.len() >= record::WATCHES {
-                return Ok(Err(format!(
-                    "{} connections are watched already; one that nobody asks about for {} s makes room",
-                    record::WATCHES,
-                    KEEP.as_secs()
-                )));
+                return Ok(Err(Unwatched::Full));
             }
             self.monitor.watch(cookie)?;
             let watch = Watch { since: Timestamp::now(), asked: Instant::now(), first: first.clone() };

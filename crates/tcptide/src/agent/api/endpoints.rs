@@ -51,6 +51,8 @@ pub(in crate::agent) struct Endpoint {
     pub(super) parameters: fn() -> clap::Command,
     /// What an answer looks like; `None`: a stream of events.
     pub(super) answer: Option<fn(&mut SchemaGenerator) -> Schema>,
+    /// The statuses of its own by which it refuses, and why.
+    pub(super) refusals: &'static [(&'static str, &'static str)],
     pub(super) route: fn() -> MethodRouter<Gauge>,
 }
 
@@ -61,6 +63,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "Live connections, those that have carried most first.",
         parameters: query::Connections::command,
         answer: Some(SchemaGenerator::subschema_for::<Connections>),
+        refusals: &[],
         route: || get(connections),
     },
     Endpoint {
@@ -69,6 +72,10 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
                   minute: every RTT sample, and every state, up to its end. 64 of them at a time.",
         parameters: query::Watched::command,
         answer: Some(SchemaGenerator::subschema_for::<Watched>),
+        refusals: &[
+            ("404", "There is no such connection, and none was watched."),
+            ("429", "As many are watched as there is room for."),
+        ],
         route: || get(connection),
     },
     Endpoint {
@@ -76,6 +83,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "Sockets by container and TCP state.",
         parameters: query::States::command,
         answer: Some(SchemaGenerator::subschema_for::<Rows>),
+        refusals: &[],
         route: || get(states),
     },
     Endpoint {
@@ -83,6 +91,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "Listening sockets, the fullest first.",
         parameters: query::Listeners::command,
         answer: Some(SchemaGenerator::subschema_for::<Listeners>),
+        refusals: &[],
         route: || get(listeners),
     },
     Endpoint {
@@ -90,6 +99,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "Containers, and how they were identified.",
         parameters: query::Containers::command,
         answer: Some(SchemaGenerator::subschema_for::<Containers>),
+        refusals: &[],
         route: || get(containers),
     },
     Endpoint {
@@ -98,6 +108,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
                   first.",
         parameters: query::Totals::command,
         answer: Some(SchemaGenerator::subschema_for::<Totals>),
+        refusals: &[],
         route: || get(totals),
     },
     Endpoint {
@@ -105,6 +116,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "What containers counted, step by step, in the time that the agent remembers.",
         parameters: query::History::command,
         answer: Some(SchemaGenerator::subschema_for::<History>),
+        refusals: &[],
         route: || get(history),
     },
     Endpoint {
@@ -112,6 +124,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "Who talks to whom. Only with --edges.",
         parameters: query::Edges::command,
         answer: Some(SchemaGenerator::subschema_for::<Edges>),
+        refusals: &[],
         route: || get(edges),
     },
     Endpoint {
@@ -120,6 +133,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
                   called `lost` has in `data` how many there was no room for.",
         parameters: query::Events::command,
         answer: None,
+        refusals: &[],
         route: || get(events),
     },
     Endpoint {
@@ -128,6 +142,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
                   what was asked (`ask`), the `status`, and the `answer`; one that is as it was is not told again.",
         parameters: query::Live::command,
         answer: None,
+        refusals: &[],
         route: || get(live::live),
     },
     Endpoint {
@@ -135,6 +150,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "What became of each BPF program.",
         parameters: query::Nothing::command,
         answer: Some(SchemaGenerator::subschema_for::<Programs>),
+        refusals: &[],
         route: || get(programs),
     },
     Endpoint {
@@ -142,6 +158,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "How the agent is, and what it could not count.",
         parameters: query::Nothing::command,
         answer: Some(SchemaGenerator::subschema_for::<Health>),
+        refusals: &[],
         route: || get(health),
     },
     Endpoint {
@@ -149,6 +166,7 @@ pub(in crate::agent) const ENDPOINTS: &[Endpoint] = &[
         summary: "This document.",
         parameters: query::Nothing::command,
         answer: Some(|_| schemars::json_schema!({ "type": "object" })),
+        refusals: &[],
         route: || get(document),
     },
 ];
@@ -180,7 +198,7 @@ async fn connections(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> R
 async fn connection(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let query::Watched { cookie } = query::parse(query.as_deref())?;
     let watched = ask(&gauge, move |worker| worker.watched(cookie)).await?;
-    Ok(json(&watched.map_err(Refusal::wrong)?))
+    Ok(json(&watched.map_err(|why| Refusal::unwatched(&why))?))
 }
 
 async fn states(State(gauge): State<Gauge>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use self::endpoints::ENDPOINTS;
 
-use super::gauge::Gauge;
+use super::{gauge::Gauge, watches::Unwatched};
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -27,6 +27,14 @@ pub(super) struct Refusal {
 impl Refusal {
     fn wrong(text: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, text: text.into() }
+    }
+
+    fn unwatched(why: &Unwatched) -> Self {
+        let status = match why {
+            Unwatched::Gone(_) => StatusCode::NOT_FOUND,
+            Unwatched::Full => StatusCode::TOO_MANY_REQUESTS,
+        };
+        Self { status, text: why.to_string() }
     }
 
     fn failed(text: impl Into<String>) -> Self {

@@ -21,15 +21,19 @@ pub(super) fn document() -> Value {
             Some(answer) => json!({ "application/json": { "schema": answer(&mut generator) } }),
             None => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
         };
+        let mut responses = json!({
+            "200": { "description": "What there is.", "content": content },
+            "400": refusal(&mut generator, "A parameter is wrong, or what was asked for is not counted."),
+            "500": refusal(&mut generator, "The kernel or the agent failed."),
+        });
+        for (status, why) in endpoint.refusals {
+            responses[*status] = refusal(&mut generator, why);
+        }
         let operation = json!({
             "operationId": endpoint.path.trim_start_matches('/').replace('.', "_"),
             "summary": endpoint.summary,
             "parameters": parameters,
-            "responses": {
-                "200": { "description": "What there is.", "content": content },
-                "400": refusal(&mut generator, "A parameter is wrong, or what was asked for is not counted."),
-                "500": refusal(&mut generator, "The kernel or the agent failed."),
-            },
+            "responses": responses,
         });
         paths.insert(endpoint.path.to_owned(), json!({ "get": operation }));
     }
