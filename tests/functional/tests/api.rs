@@ -655,6 +655,6 @@ fn the_document_is_what_the_server_does() {
     ]);
     let said = command.current_dir(folder.path()).output().unwrap();
     let text = String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && text.contains("Tested: 9"), "{text}");
+    assert!(said.status.success() && text.contains("Tested: 10"), "{text}");
     agent.stop().unwrap();
 }
