@@ -55,8 +55,10 @@ use crate::{
 
 /// How often cgroups made and removed are taken note of between scrapes.
 const PERIOD: Duration = Duration::from_millis(250);
-/// How often events are fetched, where there are any.
+/// How often events are fetched while somebody follows them, and where only edges or a comparison want them, which have more
+/// room.
 const EVENTS_PERIOD: Duration = Duration::from_millis(50);
+const OWN_EVENTS_PERIOD: Duration = Duration::from_millis(100);
 /// Room for events, bytes: a walk and a scrape may keep them waiting. A comparison wants more kinds of them.
 const BUFFER: u32 = 16 << 20;
 const BUFFER_TO_COMPARE: u32 = 64 << 20;
@@ -373,8 +375,12 @@ impl Worker {
         let mut watchdog = Watchdog::new();
         loop {
             watchdog.beat();
-            let has_events = self.own_events != 0 || !self.tails.is_empty();
-            let first = match asked.recv_timeout(if has_events { EVENTS_PERIOD } else { PERIOD }) {
+            let period = match self.own_events {
+                _ if !self.tails.is_empty() => EVENTS_PERIOD,
+                0 => PERIOD,
+                _ => OWN_EVENTS_PERIOD,
+            };
+            let first = match asked.recv_timeout(period) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -164,10 +164,14 @@ impl Memory {
         let rtt = since.and_then(Since::round_trips);
         let median = rtt.as_ref().and_then(|rtt| rtt.quantile(0.5));
         let curve = self.medians.entry(container.cgroup_id).or_default();
-        if since.is_some() {
+        // It begins with the first round trip.
+        if since.is_some() && (median.is_some() || !curve.is_empty()) {
             curve.push_back(median);
             if curve.len() > CURVE {
                 curve.pop_front();
+            }
+            if curve.iter().all(Option::is_none) {
+                curve.clear();
             }
         }
         let live = connections(&counted.metrics);
