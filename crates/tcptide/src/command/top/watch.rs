@@ -28,6 +28,7 @@ pub(super) struct Watch {
     /// All round trips that were sampled since then.
     round_trips: Option<(Timestamp, Histogram)>,
     states: Vec<Entered>,
+    is_gone: bool,
 }
 
 /// A line of text, and what it means.
@@ -41,6 +42,7 @@ impl Watch {
             rtts: VecDeque::new(),
             round_trips: None,
             states: Vec::new(),
+            is_gone: false,
         }
     }
 
@@ -48,6 +50,7 @@ impl Watch {
     pub(super) fn see(&mut self, watched: Watched) {
         self.round_trips = Some((watched.since, watched.rtt));
         self.states = watched.states;
+        self.is_gone = watched.connection.is_none();
         let Some(one) = watched.connection else { return };
         let rtt = one.rtt.map(|rtt| u64::from(rtt.last_us.unwrap_or(rtt.srtt_us)));
         for (values, value) in [(&mut self.windows, Some(u64::from(one.cwnd))), (&mut self.rtts, rtt)] {
@@ -73,6 +76,7 @@ impl Watch {
         lines.extend(self.verdicts(one));
         let plain = |text: String| (text, None);
         lines.push(plain(String::new()));
+        let has_closed = self.states.last().is_some_and(|last| last.state == "close");
         let states: Vec<_> = self
             .states
             .iter()
@@ -80,6 +84,8 @@ impl Watch {
                 let at = at.map(|at| format!("{} ", units::clock(at, zone))).unwrap_or_default();
                 format!("{at}{}", sanitize(state).to_uppercase())
             })
+            // It may have ended before its end could be noted.
+            .chain((self.is_gone && !has_closed).then(|| "gone".to_owned()))
             .collect();
         lines.push(plain(format!("state   {}", states.join("  "))));
         let room = width.saturating_sub(30).clamp(10, CURVE);
