@@ -68,6 +68,40 @@ impl Reading {
         }
     }
 
+    /// All its numbers; of a distribution the sum in microseconds, then the count of each slot.
+    pub fn all(&self) -> impl Iterator<Item = u64> {
+        let (first, rest) = match self {
+            Self::One(number) => (Some(*number), &[][..]),
+            Self::Each(numbers) | Self::EachSeen(numbers) | Self::EachMicroseconds(numbers) => {
+                (None, &numbers[..])
+            }
+            Self::Distribution(histogram) => (Some(histogram.sum_us()), histogram.counts()),
+        };
+        first.into_iter().chain(rest.iter().copied())
+    }
+
+    /// The same metric's reading with other numbers, by their places in [`all`](Self::all); those that are not named are 0.
+    #[must_use]
+    pub fn with(&self, numbers: impl IntoIterator<Item = (usize, u64)>) -> Self {
+        let mut all = vec![0; self.all().count()];
+        for (place, n) in numbers {
+            if let Some(number) = all.get_mut(place) {
+                *number = n;
+            }
+        }
+        match self {
+            Self::One(_) => Self::One(all.iter().sum()),
+            Self::Each(_) => Self::Each(all),
+            Self::EachSeen(_) => Self::EachSeen(all),
+            Self::EachMicroseconds(_) => Self::EachMicroseconds(all),
+            Self::Distribution(histogram) => {
+                let mut all = all.into_iter();
+                let sum_us = all.next().unwrap_or(0);
+                Self::Distribution(Histogram::from_counts(histogram.scale(), all, sum_us))
+            }
+        }
+    }
+
     /// Adds the same metric's reading of another cgroup.
     pub fn add(&mut self, other: &Self) {
         match (self, other) {

@@ -314,6 +314,18 @@ __u32 walk_used = 0;
 bool walk_rows = false;
 __u64 walk_cookie = 0; /* the only socket to look at; 0: all */
 __u64 walk_seen = 0;
+
+/* What the walk noted of gauges whose sockets it has yet to look at: so many at once, as most of that is waiting for memory. */
+#define WALK_AT_ONCE 16
+struct seen {
+	__u64 cookie;
+	__u64 sk;
+	__u64 progress;
+	__u64 cgroup_id;
+	__u64 moved; /* 0: nothing */
+	__u8 state;
+} walk_seen_gauges[WALK_AT_ONCE];
+__u32 walk_noted = 0;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
 __u64 namespace_owners_lost = 0;
 /* Those of wanted_events that are sent; may change while running. */

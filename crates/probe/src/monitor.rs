@@ -280,6 +280,7 @@ impl Monitor {
         state.walk_number = state.walk_number.wrapping_add(1);
         state.walk_used = 0;
         state.walk_seen = 0;
+        state.walk_noted = 0;
         state.walk_rows = each.is_some() && self.rows.is_some();
         state.walk_cookie = cookie;
         let mut walk = Walk { number: state.walk_number, ..Walk::default() };

@@ -198,19 +198,6 @@ static __noinline void forget(struct gauge *g, __u64 cookie)
 	finish_gauge(g, cookie);
 }
 
-/*
- * Nothing has moved since the last walk, as far as the iterator's value tells, which is plain memory to the verifier. Most
- * sockets of a walk are such, and what that costs is the cache lines that are read: the first two of the gauge, two with
- * counters, two with state and cookie.
- */
-static __always_inline bool is_still(const struct gauge *seen, struct tcp_sock *tp, __u64 progress, __u8 state)
-{
-	if (progress != seen->progress || seen->news || state == TCP_LISTEN || BPF_CORE_READ_BITFIELD(tp, chrono_type))
-		return false;
-	/* Both come with a segment, and what comes while somebody is at work on the socket is looked at again. */
-	return tells_locks() || (!seen->rtt.sum_us && !seen->new_response_us);
-}
-
 /* Returns whether there was no room for its row. */
 static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u64 progress, __u8 state)
 {
@@ -261,51 +248,130 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	return false;
 }
 
-SEC("iter/bpf_map_elem")
-int walk(struct bpf_iter__bpf_map_elem *ctx)
+/*
+ * Looks at the socket that a gauge tells of, or finds out that it has gone. Returns whether there was no room for its row.
+ * Global, as it is called in a loop.
+ */
+__noinline int settle(__u64 cookie, __u64 address)
 {
-	const struct gauge *seen = ctx->value;
-	__u64 *key = ctx->key, cookie, address, owner, progress;
-	bool is_full, is_gone;
-	struct tcp_sock *tp;
-	struct totals *t;
+	struct tcp_sock *tp = socket_at(address);
+	bool is_full = false, is_gone;
 	struct gauge *g;
 	struct sock *sk;
+	__u64 progress;
 	__u8 state;
 
-	if (!key || !seen)
-		return 0;
-	cookie = *key;
-	address = seen->sk;
-	if (!address || (walk_cookie && walk_cookie != cookie))
-		return 0;
-	tp = socket_at(address);
 	if (!tp)
 		return 0;
 	sk = (void *)tp;
 	state = sk->__sk_common.skc_state;
 	is_gone = cookie_of(sk) != cookie || state == TCP_CLOSE;
 	progress = progress_of(tp);
-	if (!is_gone && !walk_rows && wants_totals && is_still(seen, tp, progress, state)) {
-		owner = *(volatile __u64 *)&seen->cgroup_id;
-		if (*(volatile __u64 *)&seen->sk != address || seen->flags & FLAG_CLOSED)
-			return 0;
-		t = totals_of(owner);
-		if (!t)
-			return 0;
-		walk_seen++;
-		count_socket(t, sk, tp, state);
-		return 0;
-	}
-	/* The lock needs the map's value. */
 	g = bpf_map_lookup_elem(&gauges, &cookie);
 	if (!g || !hold(g, address))
 		return 0;
-	is_full = false;
 	if (!is_gone)
 		is_full = !(g->flags & FLAG_CLOSED) && look_at(sk, tp, g, progress, state);
 	else if (cookie_of(sk) != cookie || (!(g->flags & FLAG_CLOSED) && bpf_ktime_get_ns() - g->opened_ns > BIRTH_NS))
 		forget(g, cookie);
 	release(g, cookie);
-	return is_full; /* the reader empties the rows and comes back to this socket */
+	return is_full;
+}
+
+/* A field of a socket at an address, which may be gone, where that is all that is wanted of it: see socket_at(). */
+#define peek(tp, field)                                                                                              \
+	({                                                                                                           \
+		typeof((tp)->field) _value = 0;                                                                      \
+		if (casts_addresses)                                                                                 \
+			_value = (tp)->field;                                                                        \
+		else                                                                                                 \
+			bpf_core_read((void *)&_value, sizeof(_value), &(tp)->field);                                      \
+		_value;                                                                                              \
+	})
+
+/*
+ * Tells of all noted sockets whether anything has moved since the last walk. Most have not, and what such a one costs is the
+ * cache lines that are read: the first two of the gauge, two with counters, two with state and cookie. There is no branch on
+ * what is read, so that many sockets' lines are waited for at once. Global: it has a stack of its own.
+ */
+__noinline int glance(void)
+{
+	for (int i = 0; i < WALK_AT_ONCE; i++) {
+		struct seen *seen = &walk_seen_gauges[i];
+		struct tcp_sock *tp = (void *)seen->sk;
+		__u64 cookie, progress, runs;
+
+		if (casts_addresses)
+			tp = bpf_rdonly_cast(tp, bpf_core_type_id_kernel(struct tcp_sock));
+		seen->state = peek(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+		cookie = peek(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter);
+		if (tells_locks())
+			progress = (__u64)peek(tp, segs_out) << 32 | peek(tp, segs_in);
+		else
+			progress = peek(tp, bytes_sent) + peek(tp, bytes_acked) + peek(tp, bytes_received) +
+				   peek(tp, segs_out) + peek(tp, segs_in);
+		runs = casts_addresses ? BPF_CORE_READ_BITFIELD(tp, chrono_type) :
+					 BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
+		seen->moved |= (cookie ^ seen->cookie) | ((progress & ~PROGRESS_AGAIN) ^ seen->progress) | runs;
+	}
+	return 0;
+}
+
+/* Takes note of a gauge. What the iterator has is plain memory to the verifier, and may be another's in the next moment. */
+static __always_inline bool note(const struct gauge *g, __u64 cookie)
+{
+	volatile const struct gauge *now = g;
+	struct seen *seen = &walk_seen_gauges[walk_noted & (WALK_AT_ONCE - 1)];
+	__u64 address = now->sk;
+
+	if (!address || (walk_cookie && walk_cookie != cookie))
+		return false;
+	seen->cookie = cookie;
+	seen->sk = address;
+	seen->progress = now->progress;
+	seen->cgroup_id = now->cgroup_id;
+	seen->moved = now->news;
+	/* Both come with a segment, and what comes while somebody is at work on the socket is looked at again. */
+	if (!tells_locks())
+		seen->moved |= now->rtt.sum_us | now->new_response_us;
+	if (now->sk != address || now->flags & FLAG_CLOSED)
+		return false;
+	walk_noted++;
+	return true;
+}
+
+SEC("iter/bpf_map_elem")
+int walk(struct bpf_iter__bpf_map_elem *ctx)
+{
+	/* With rows one at a time: where there is no room for one, the reader empties them and comes back to this socket. */
+	bool is_quick = wants_totals && !walk_rows;
+	const struct gauge *g = ctx->value;
+	__u64 *key = ctx->key;
+	__u32 noted;
+
+	/* Without a key it is the end. */
+	if (key && g && (!note(g, *key) || (is_quick && walk_noted < WALK_AT_ONCE)))
+		return 0;
+	noted = walk_noted;
+	walk_noted = 0;
+	if (is_quick)
+		glance();
+	for (__u32 i = 0; i < WALK_AT_ONCE; i++) {
+		struct seen *seen = &walk_seen_gauges[i];
+		struct totals *t;
+
+		if (i >= noted)
+			break;
+		if (!is_quick || seen->moved || seen->state == TCP_LISTEN || seen->state == TCP_CLOSE) {
+			if (settle(seen->cookie, seen->sk))
+				return 1;
+			continue;
+		}
+		t = totals_of(seen->cgroup_id);
+		if (!t)
+			continue;
+		walk_seen++;
+		count_state(t, seen->state, 1);
+	}
+	return 0;
 }

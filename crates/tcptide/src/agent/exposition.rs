@@ -18,7 +18,6 @@ use super::{
     edges::{EdgeSample, FoldedEdges},
     exemplars::{self, Slowest},
     family::{self, Buckets, Format, HistogramLines, LabelSet, Line},
-    ledger::nothing,
     namespaces::NamespaceSample,
     process::Usage,
     reconciliation::Sums,
@@ -26,7 +25,7 @@ use super::{
     series::{Folded, Labels, Sample},
     text::{self, Value},
 };
-use crate::answer::health::Lost;
+use crate::answer::{health::Lost, totals::zeros};
 
 /// A scrape's answer: the numbers, of which [`Exposition::answer`] makes text or protobuf as it is sent. With a thousand
 /// containers the text is ten times as long.
@@ -133,7 +132,7 @@ pub(crate) fn measured(programs: &[ProgramStats]) -> Vec<bool> {
 
 impl Shape {
     pub(crate) fn new(programs: &[ProgramStats], buckets: Buckets, info: InfoLabels) -> Self {
-        let possible = METRICS.iter().zip(nothing()).map(|(metric, zero)| {
+        let possible = METRICS.iter().zip(zeros()).map(|(metric, zero)| {
             let numbers = zero.numbers().map_or(0, <[u64]>::len);
             (0..numbers).map(|at| metric.own_labels(at, numbers).is_some()).collect()
         });

@@ -43,7 +43,7 @@ use super::{
 use crate::{
     answer::{
         health::Lost,
-        totals::{self, Metrics},
+        totals::{self, Layout, Metrics},
     },
     args::{AgentArgs, DroppedLabel, Histograms, Resolution},
     identity::Directory,
@@ -552,7 +552,7 @@ impl Worker {
     /// What each container that has counted anything has counted up to now: only these metrics, unless none is named.
     pub(super) fn counted(&mut self, metrics: &[usize], filter: &Filter) -> anyhow::Result<totals::Totals> {
         let walk = self.count()?;
-        let shown = self.measured(metrics);
+        let layout = Layout::of(&self.measured(metrics));
         let nothing = Totals::default();
         let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
         self.each_total(|id, totals| {
@@ -562,7 +562,7 @@ impl Worker {
                 return;
             }
             let segments = totals.sent_segments + totals.received_segments;
-            let metrics = Metrics::of(totals, walk.number, &shown);
+            let metrics = Metrics::of(totals, walk.number, &layout);
             let live = self.directory.is_live(id);
             match by_owner.get_mut(&container.cgroup_id) {
                 Some((sum, counted)) => {

@@ -6,10 +6,9 @@
 
 use std::collections::HashMap;
 
-use model::{
-    metrics::{Kind, METRICS, Reading},
-    record::Totals,
-};
+use model::metrics::{Kind, METRICS, Reading};
+
+use crate::answer::totals::zeros;
 
 /// What was counted where of one cgroup, where it is not all its own.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { accounts: HashMap::new(), base: nothing(), other: nothing(), has_other: false }
+        Self { accounts: HashMap::new(), base: zeros().to_vec(), other: zeros().to_vec(), has_other: false }
     }
 
     /// A look begins.
@@ -109,11 +108,6 @@ impl Ledger {
     pub(super) fn has_other(&self) -> bool {
         self.has_other
     }
-}
-
-/// Each of [`METRICS`] at zero.
-pub(super) fn nothing() -> Vec<Reading> {
-    METRICS.iter().map(|metric| (metric.read)(&Totals::default(), 0)).collect()
 }
 
 /// What counters have grown by; gauges as they are.

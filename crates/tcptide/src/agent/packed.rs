@@ -1,15 +1,13 @@
 //! Readings of [`METRICS`] in little room, for those that are kept: most of a container's numbers are zero.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
-    histogram::Histogram,
     metrics::{Kind, METRICS, Reading},
     record::Totals,
 };
 
-use super::ledger::nothing;
-use crate::answer::totals::Metrics;
+use crate::answer::totals::{Metrics, zeros};
 
 /// More numbers than any metric has.
 const NUMBERS: u64 = 1 << 10;
@@ -47,28 +45,23 @@ impl Packed {
 
     /// Those that are `shown` and of which anything was counted.
     pub(super) fn metrics(&self, shown: &[bool]) -> Metrics {
-        let numbers = self.by_metric();
-        Metrics::with(|at, zero| {
-            let numbers = numbers.get(&at).filter(|_| shown.get(at) == Some(&true))?;
-            let mut reading = zero.clone();
-            set(&mut reading, numbers);
-            Some(reading)
-        })
+        let all = self.by_metric().into_iter().filter(|(at, _)| shown.get(*at) == Some(&true));
+        all.filter_map(|(at, numbers)| Some((at, zeros().get(at)?.with(numbers)))).collect()
     }
 
     /// One of each of [`METRICS`].
     pub(super) fn readings(&self) -> Vec<Reading> {
-        let mut all = nothing();
+        let mut all = zeros().to_vec();
         for (at, numbers) in self.by_metric() {
             if let Some(reading) = all.get_mut(at) {
-                set(reading, &numbers);
+                *reading = reading.with(numbers);
             }
         }
         all
     }
 
-    fn by_metric(&self) -> HashMap<usize, Vec<(usize, u64)>> {
-        let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    fn by_metric(&self) -> BTreeMap<usize, Vec<(usize, u64)>> {
+        let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (place, n) in self.numbers() {
             all.entry((place / NUMBERS) as usize).or_default().push(((place % NUMBERS) as usize, n));
         }
@@ -124,17 +117,7 @@ struct Packing {
 
 impl Packing {
     fn put_reading(&mut self, at: usize, reading: &Reading) {
-        let first = at as u64 * NUMBERS;
-        match reading {
-            Reading::One(n) => self.put(first, *n),
-            Reading::Each(numbers) | Reading::EachSeen(numbers) | Reading::EachMicroseconds(numbers) => {
-                (first..).zip(numbers).for_each(|(place, n)| self.put(place, *n));
-            }
-            Reading::Distribution(histogram) => {
-                self.put(first, histogram.sum_us());
-                (first + 1..).zip(histogram.counts()).for_each(|(place, n)| self.put(place, *n));
-            }
-        }
+        (at as u64 * NUMBERS..).zip(reading.all()).for_each(|(place, n)| self.put(place, n));
     }
 
     /// No place comes before one that was put.
@@ -148,34 +131,6 @@ impl Packing {
 
     fn packed(self) -> Packed {
         Packed(self.bytes.into())
-    }
-}
-
-fn set(reading: &mut Reading, numbers: &[(usize, u64)]) {
-    match reading {
-        Reading::One(one) => *one = numbers.iter().map(|(_, n)| n).sum(),
-        Reading::Each(all) | Reading::EachSeen(all) | Reading::EachMicroseconds(all) => {
-            for (number, n) in numbers {
-                if let Some(place) = all.get_mut(*number) {
-                    *place = *n;
-                }
-            }
-        }
-        Reading::Distribution(histogram) => {
-            let mut counts = vec![0; histogram.scale().slots()];
-            let mut sum_us = 0;
-            for (number, n) in numbers {
-                match number.checked_sub(1) {
-                    None => sum_us = *n,
-                    Some(slot) => {
-                        if let Some(count) = counts.get_mut(slot) {
-                            *count = *n;
-                        }
-                    }
-                }
-            }
-            *histogram = Histogram::from_counts(histogram.scale(), counts, sum_us);
-        }
     }
 }
 
@@ -221,7 +176,8 @@ mod tests {
     }
 
     fn packed(metrics: &Metrics) -> Packed {
-        Packed::of(metrics.iter().map(|(metric, reading)| (Metrics::place(metric.name).unwrap(), reading)))
+        let readings: Vec<_> = metrics.iter().collect();
+        Packed::of(readings.iter().map(|(metric, reading)| (Metrics::place(metric.name).unwrap(), reading)))
     }
 
     fn read(totals: &Totals) -> Vec<Reading> {
@@ -254,11 +210,9 @@ mod tests {
             prop_assert_eq!(before.then(&now.since(&before)), now.clone());
             let since = now.metrics(&everything()).since(&before.metrics(&everything()));
             prop_assert_eq!(now.since(&before), packed(&since));
-            let mut sum = Metrics::with(|_, zero| Some(zero.clone()));
-            for one in [&before, &more] {
-                let readings = one.readings();
-                sum.add(&Metrics::with(|at, _| Some(readings[at].clone())));
-            }
+            let whole = |one: &Packed| one.readings().into_iter().enumerate().collect::<Metrics>();
+            let mut sum = whole(&before);
+            sum.add(&whole(&more));
             prop_assert_eq!(before.and(&more), packed(&sum));
         }
 

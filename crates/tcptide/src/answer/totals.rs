@@ -1,6 +1,11 @@
 //! What containers counted: the metrics of `docs/metrics.md`, as numbers.
 
-use std::{collections::HashMap, fmt, sync::Arc, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    fmt,
+    ops::Range,
+    sync::{Arc, LazyLock},
+};
 
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
@@ -41,24 +46,56 @@ pub(crate) struct Totals {
 ///
 /// As JSON it is an object by their names. A number is in the metric's unit; of a metric with labels there is an object by the
 /// label's values, with two labels an object of such objects; a histogram is one as everywhere in JSON, in microseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Metrics(
-    /// With their places in [`METRICS`], in that order.
-    Vec<(usize, Reading)>,
-);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Metrics {
+    layout: Arc<Layout>,
+    /// As [`Reading::all`] tells them.
+    numbers: Box<[u64]>,
+}
 
-/// What tells of which kind a metric's reading is: the record is large.
-static NOTHING: LazyLock<Box<Record>> = LazyLock::new(Box::default);
+/// Which of [`METRICS`] there are, in their order, and where the numbers of each end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Layout(Box<[(usize, usize)]>);
 
 /// Which of [`METRICS`] has a name.
 static BY_NAME: LazyLock<HashMap<&str, usize, RandomState>> =
     LazyLock::new(|| METRICS.iter().enumerate().map(|(at, metric)| (metric.name, at)).collect());
 
+/// Each of [`METRICS`] where nothing was counted.
+pub(crate) fn zeros() -> &'static [Reading] {
+    static ZEROS: LazyLock<Vec<Reading>> = LazyLock::new(|| {
+        let nothing = Box::<Record>::default();
+        METRICS.iter().map(|metric| (metric.read)(&nothing, 0)).collect()
+    });
+    &ZEROS
+}
+
+impl Layout {
+    /// Those that are `shown`.
+    pub(crate) fn of(shown: &[bool]) -> Arc<Self> {
+        let mut end = 0;
+        let shown = zeros().iter().zip(shown).enumerate().filter(|(_, (_, shown))| **shown);
+        let ends = shown.map(|(place, (zero, _))| {
+            end += zero.all().count();
+            (place, end)
+        });
+        Arc::new(Self(ends.collect()))
+    }
+
+    fn range(&self, at: usize) -> Range<usize> {
+        let before = at.checked_sub(1).map_or(0, |before| self.0[before].1);
+        before..self.0[at].1
+    }
+}
+
 impl Metrics {
-    /// What was read, of those that are `shown`.
-    pub(crate) fn of(totals: &Record, walk: u32, shown: &[bool]) -> Self {
-        let shown = shown.iter().enumerate().filter(|(_, shown)| **shown);
-        Self(shown.map(|(at, _)| (at, (METRICS[at].read)(totals, walk))).collect())
+    /// What was read.
+    pub(crate) fn of(totals: &Record, walk: u32, layout: &Arc<Layout>) -> Self {
+        let mut numbers = Vec::with_capacity(layout.0.last().map_or(0, |(_, end)| *end));
+        for (place, _) in &layout.0 {
+            numbers.extend((METRICS[*place].read)(totals, walk).all());
+        }
+        Self { layout: Arc::clone(layout), numbers: numbers.into() }
     }
 
     /// Where a metric stands.
@@ -67,53 +104,72 @@ impl Metrics {
     }
 
     /// One of them.
-    pub(crate) fn get(&self, name: &str) -> Option<&Reading> {
-        self.at(Self::place(name)?)
+    pub(crate) fn get(&self, name: &str) -> Option<Reading> {
+        let place = Self::place(name)?;
+        Some(reading(place, self.numbers(place)?))
     }
 
-    fn at(&self, place: usize) -> Option<&Reading> {
-        let at = self.0.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        Some(&self.0[at].1)
+    /// The numbers of one of them, as [`Reading::all`] tells them.
+    pub(crate) fn numbers(&self, place: usize) -> Option<&[u64]> {
+        let at = self.layout.0.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        self.numbers.get(self.layout.range(at))
     }
 
     /// All of them that there are.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Metric, &Reading)> {
-        self.0.iter().map(|(at, reading)| (&METRICS[*at], reading))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Metric, Reading)> {
+        self.each().map(|(place, numbers)| (&METRICS[place], reading(place, numbers)))
     }
 
-    /// Those that `fill` makes of each of [`METRICS`] at zero.
-    pub(crate) fn with(fill: impl Fn(usize, &Reading) -> Option<Reading>) -> Self {
-        static ZEROS: LazyLock<Vec<Reading>> = LazyLock::new(|| {
-            let nothing = Record::default();
-            METRICS.iter().map(|metric| (metric.read)(&nothing, 0)).collect()
-        });
-        Self(ZEROS.iter().enumerate().filter_map(|(at, zero)| Some((at, fill(at, zero)?))).collect())
+    fn each(&self) -> impl Iterator<Item = (usize, &[u64])> {
+        let places = self.layout.0.iter().enumerate();
+        places.map(|(at, (place, _))| (*place, &self.numbers[self.layout.range(at)]))
     }
 
     /// Without those that are not wanted.
-    pub(crate) fn only(mut self, is_wanted: impl Fn(usize, &Metric) -> bool) -> Self {
-        self.0.retain(|(at, _)| is_wanted(*at, &METRICS[*at]));
-        self
+    pub(crate) fn only(self, is_wanted: impl Fn(usize, &Metric) -> bool) -> Self {
+        if self.layout.0.iter().all(|(place, _)| is_wanted(*place, &METRICS[*place])) {
+            return self;
+        }
+        let wanted = self.each().filter(|(place, _)| is_wanted(*place, &METRICS[*place]));
+        wanted.map(|(place, numbers)| (place, reading(place, numbers))).collect()
     }
 
     /// Adds the same ones of another cgroup.
     pub(crate) fn add(&mut self, other: &Self) {
-        debug_assert!(self.0.iter().map(|(at, _)| at).eq(other.0.iter().map(|(at, _)| at)), "the same");
-        for ((_, mine), (_, other)) in self.0.iter_mut().zip(&other.0) {
-            mine.add(other);
+        debug_assert_eq!(self.layout, other.layout, "the same");
+        for (mine, other) in self.numbers.iter_mut().zip(&other.numbers) {
+            *mine = mine.saturating_add(*other);
         }
     }
 
     /// What came since an earlier look. What only goes up and down stays as it is.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let mut now = self.clone();
-        for (at, reading) in &mut now.0 {
-            let is_counter = METRICS[*at].kind != model::metrics::Kind::Gauge;
-            if let (true, Some(earlier)) = (is_counter, earlier.at(*at)) {
-                reading.subtract(earlier);
+        for (at, (place, _)) in self.layout.0.iter().enumerate() {
+            let is_counter = METRICS[*place].kind != model::metrics::Kind::Gauge;
+            if let (true, Some(earlier)) = (is_counter, earlier.numbers(*place)) {
+                for (now, earlier) in now.numbers[self.layout.range(at)].iter_mut().zip(earlier) {
+                    *now = now.saturating_sub(*earlier);
+                }
             }
         }
         now
+    }
+}
+
+fn reading(place: usize, numbers: &[u64]) -> Reading {
+    zeros()[place].with(numbers.iter().copied().enumerate())
+}
+
+/// From their places in [`METRICS`], which rise, and what was read.
+impl FromIterator<(usize, Reading)> for Metrics {
+    fn from_iter<I: IntoIterator<Item = (usize, Reading)>>(readings: I) -> Self {
+        let (mut layout, mut numbers) = (Vec::new(), Vec::new());
+        for (place, reading) in readings {
+            numbers.extend(reading.all());
+            layout.push((place, numbers.len()));
+        }
+        Self { layout: Arc::new(Layout(layout.into())), numbers: numbers.into() }
     }
 }
 
@@ -121,7 +177,7 @@ impl Serialize for Metrics {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (metric, reading) in self.iter() {
-            map.serialize_entry(metric.name, &Shown { metric, reading })?;
+            map.serialize_entry(metric.name, &Shown { metric, reading: &reading })?;
         }
         map.end()
     }
@@ -202,7 +258,7 @@ impl<'de> Deserialize<'de> for Metrics {
                 let mut all = Vec::new();
                 while let Some(at) = map.next_key_seed(Key(Metrics::place))? {
                     match at {
-                        Some(at) => all.push((at, map.next_value_seed(Read(&METRICS[at]))?)),
+                        Some(at) => all.push((at, map.next_value_seed(Read(at))?)),
                         // Of a newer agent.
                         None => drop(map.next_value::<IgnoredAny>()?),
                     }
@@ -210,30 +266,30 @@ impl<'de> Deserialize<'de> for Metrics {
                 // It may have them in another order.
                 all.sort_by_key(|(at, _)| *at);
                 all.dedup_by_key(|(at, _)| *at);
-                Ok(Metrics(all))
+                Ok(all.into_iter().collect())
             }
         }
         deserializer.deserialize_map(Named)
     }
 }
 
-/// Reads a metric's value.
-struct Read(&'static Metric);
+/// Reads the value of the metric at a place.
+struct Read(usize);
 
 impl<'de> DeserializeSeed<'de> for Read {
     type Value = Reading;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Reading, D::Error> {
-        let mut reading = (self.0.read)(&NOTHING, 0);
+        let (mut reading, labels) = (zeros()[self.0].clone(), METRICS[self.0].labels);
         match &mut reading {
             Reading::One(n) => *n = u64::deserialize(deserializer)?,
             Reading::Distribution(histogram) => *histogram = distribution(deserializer, histogram.scale())?,
             Reading::Each(numbers) | Reading::EachSeen(numbers) => {
-                Labelled { labels: self.0.labels, numbers, number: |n: u64| n }.deserialize(deserializer)?;
+                Labelled { labels, numbers, number: |n: u64| n }.deserialize(deserializer)?;
             }
             Reading::EachMicroseconds(numbers) => {
                 let number = |seconds: f64| (seconds * 1e6).round() as u64;
-                Labelled { labels: self.0.labels, numbers, number }.deserialize(deserializer)?;
+                Labelled { labels, numbers, number }.deserialize(deserializer)?;
             }
         }
         Ok(reading)
@@ -394,7 +450,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let all = Metrics::of(&numbered(), 3, &vec![true; METRICS.len()]);
+        let all = Metrics::of(&numbered(), 3, &Layout::of(&[true; METRICS.len()]));
         let text = serde_json::to_string(&all).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["tcptide_sent_bytes_total"], 1_u64 << 40);
@@ -409,7 +465,7 @@ mod tests {
     fn what_was_not_asked_for_is_absent() {
         let shown: Vec<bool> =
             METRICS.iter().map(|metric| metric.name == "tcptide_sent_bytes_total").collect();
-        let some = Metrics::of(&numbered(), 3, &shown);
+        let some = Metrics::of(&numbered(), 3, &Layout::of(&shown));
         assert_eq!(serde_json::to_string(&some).unwrap(), r#"{"tcptide_sent_bytes_total":1099511627776}"#);
         let newer = r#"{"tcptide_sent_bytes_total":1099511627776,"tcptide_of_tomorrow":{"a":[1]}}"#;
         assert_eq!(serde_json::from_str::<Metrics>(newer).unwrap(), some);
@@ -419,12 +475,12 @@ mod tests {
     #[test]
     fn what_came_since_is_the_difference_of_counters_only() {
         let shown = vec![true; METRICS.len()];
-        let before = Metrics::of(&numbered(), 3, &shown);
+        let before = Metrics::of(&numbered(), 3, &Layout::of(&shown));
         let mut later = numbered();
         later.sent_bytes += 100;
         later.connections[1] = 2;
         later.rtt.slots[4] += 1;
-        let since = Metrics::of(&later, 3, &shown).since(&before);
+        let since = Metrics::of(&later, 3, &Layout::of(&shown)).since(&before);
         assert!(matches!(since.get("tcptide_sent_bytes_total"), Some(Reading::One(100))));
         assert!(matches!(since.get("tcptide_connections"), Some(Reading::Each(states)) if states[1] == 2));
         let Some(Reading::Distribution(rtt)) = since.get("tcptide_rtt_seconds") else { panic!() };

@@ -446,7 +446,7 @@ impl Period {
                 && !new.is_empty()
             {
                 let none = || (Arc::clone(container), Histogram::new(&Scale::RTT));
-                self.samples.entry(*id).or_insert_with(none).1.merge(new);
+                self.samples.entry(*id).or_insert_with(none).1.merge(&new);
             }
         }
     }
@@ -472,7 +472,7 @@ mod tests {
     use model::connection::Clock;
 
     use super::*;
-    use crate::answer::totals::Metrics;
+    use crate::answer::totals::{Layout, Metrics};
 
     fn connection(cookie: u64, state: u8, acked_bytes: u64, srtt_us: u32) -> Connection {
         let mut r =
@@ -491,7 +491,7 @@ mod tests {
         totals.rtt.slots[4] = samples;
         totals.rtt.sum_us = 30 * samples;
         let shown = vec![true; model::metrics::METRICS.len()];
-        let metrics = Metrics::of(&totals, 0, &shown);
+        let metrics = Metrics::of(&totals, 0, &Layout::of(&shown));
         let container = Arc::new(Container::unknown(cgroup_id));
         let counted = Counted { container, live: true, metrics };
         Totalled { seconds: 1.0, containers: [(cgroup_id, counted)].into() }

@@ -1,12 +1,15 @@
 //! What is made of two answers, one after the other: rows with rates.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    iter,
+    sync::LazyLock,
+};
 
 use jiff::Timestamp;
 use model::{
     connection::{Connection, Direction, Event, LISTEN},
-    histogram::Histogram,
-    metrics::{Kind, METRICS, Reading},
+    histogram::{Histogram, Scale},
 };
 
 use super::{
@@ -57,62 +60,62 @@ struct Since<'a> {
     seconds: f64,
 }
 
+/// Where a metric stands, looked up once; where none does, if there is no such metric.
+macro_rules! place {
+    ($name:literal) => {{
+        static PLACE: LazyLock<usize> = LazyLock::new(|| Metrics::place($name).unwrap_or(usize::MAX));
+        *PLACE
+    }};
+}
+
 impl Since<'_> {
-    /// A counter as it was; none of what goes up and down.
-    fn earlier(&self, name: &str) -> Option<&Reading> {
-        let is_counter = METRICS.get(Metrics::place(name)?)?.kind != Kind::Gauge;
-        self.earlier.filter(|_| is_counter)?.get(name)
+    /// What a counter's numbers have grown by, as [`Metrics::numbers`] tells them.
+    fn numbers(&self, place: usize) -> Option<impl Iterator<Item = u64>> {
+        let earlier = self.earlier.and_then(|earlier| earlier.numbers(place)).unwrap_or_default();
+        let earlier = earlier.iter().copied().chain(iter::repeat(0));
+        Some(self.now.numbers(place)?.iter().zip(earlier).map(|(now, earlier)| now.saturating_sub(earlier)))
     }
 
-    fn sum(&self, name: &str) -> Option<u64> {
-        Some(sum(self.now.get(name)?).saturating_sub(self.earlier(name).map_or(0, sum)))
+    fn sum(&self, place: usize) -> Option<u64> {
+        Some(self.numbers(place)?.sum())
     }
 
-    fn rate(&self, name: &str) -> Option<f64> {
-        Some(self.sum(name)? as f64 / self.seconds)
-    }
-
-    /// How long its connections were held back by each limit, in the order of the metric's labels, microseconds.
-    fn limited(&self) -> Vec<u64> {
-        let name = "tcptide_limited_seconds_total";
-        let earlier = self.earlier(name).map_or(&[][..], each);
-        let now = self.now.get(name).map_or(&[][..], each).iter().enumerate();
-        now.map(|(at, us)| us.saturating_sub(earlier.get(at).copied().unwrap_or(0))).collect()
+    fn rate(&self, place: usize) -> Option<f64> {
+        Some(self.sum(place)? as f64 / self.seconds)
     }
 
     fn round_trips(&self) -> Option<Histogram> {
-        let name = "tcptide_rtt_seconds";
-        match (self.now.get(name)?, self.earlier(name)) {
-            (Reading::Distribution(now), Some(Reading::Distribution(earlier))) => Some(now.minus(earlier)),
-            (Reading::Distribution(now), _) => Some(now.clone()),
-            _ => None,
-        }
+        let mut numbers = self.numbers(place!("tcptide_rtt_seconds"))?;
+        let sum_us = numbers.next()?;
+        Some(Histogram::from_counts(&Scale::RTT, numbers, sum_us))
     }
 
     /// Segments sent again, of those sent.
     fn retransmits(&self) -> Option<f64> {
-        let sent = self.sum("tcptide_sent_segments_total")?.max(1);
-        Some((self.sum("tcptide_retransmitted_segments_total")? as f64 / sent as f64).min(1.0))
+        let sent = self.sum(place!("tcptide_sent_segments_total"))?.max(1);
+        Some((self.sum(place!("tcptide_retransmitted_segments_total"))? as f64 / sent as f64).min(1.0))
     }
 
     /// What holds its connections back most, in a word.
     fn limit(&self) -> Option<&'static str> {
-        let waiting = self.sum("tcptide_accept_queue_connections").unwrap_or(0);
-        let room = self.sum("tcptide_accept_queue_limit").unwrap_or(0);
-        let turned_away = self.sum("tcptide_listen_drops_total").unwrap_or(0);
+        let gauge = |place| self.now.numbers(place).map_or(0, |numbers| numbers.iter().sum::<u64>());
+        let waiting = gauge(place!("tcptide_accept_queue_connections"));
+        let room = gauge(place!("tcptide_accept_queue_limit"));
+        let turned_away = self.sum(place!("tcptide_listen_drops_total")).unwrap_or(0);
         if turned_away > 0 || (waiting > 0 && waiting * 2 >= room) {
             return Some("accept");
         }
         if self.retransmits().is_some_and(|share| share >= LOSSY) {
             return Some("loss");
         }
-        let limited = self.limited();
-        let [_, rwnd, sndbuf] = &limited[..] else { return None };
-        let busy: u64 = limited.iter().sum();
+        // How long they were held back by each limit, in the order of the metric's labels, microseconds.
+        let mut limited = self.numbers(place!("tcptide_limited_seconds_total"))?;
+        let (only_busy, rwnd, sndbuf) = (limited.next()?, limited.next()?, limited.next()?);
+        let busy = only_busy + rwnd + sndbuf;
         let share = |us: u64| us as f64 / busy.max(1) as f64;
         // Next to nothing to do is no limit.
         let has_work = busy as f64 >= self.seconds * 1e6 / 100.0;
-        match (share(*rwnd), share(*sndbuf)) {
+        match (share(rwnd), share(sndbuf)) {
             (rwnd, sndbuf) if has_work && rwnd >= LIMITING && rwnd >= sndbuf => Some("receiver"),
             (_, sndbuf) if has_work && sndbuf >= LIMITING => Some("sndbuf"),
             _ => None,
@@ -120,21 +123,9 @@ impl Since<'_> {
     }
 }
 
-fn sum(reading: &Reading) -> u64 {
-    match reading {
-        Reading::One(number) => *number,
-        Reading::Distribution(histogram) => histogram.count(),
-        _ => each(reading).iter().sum(),
-    }
-}
-
-fn each(reading: &Reading) -> &[u64] {
-    reading.numbers().unwrap_or_default()
-}
-
 /// Established ones and those on their way there or to their end.
 fn connections(metrics: &Metrics) -> u64 {
-    let states = metrics.get("tcptide_connections").map_or(&[][..], each).iter().enumerate();
+    let states = metrics.numbers(place!("tcptide_connections")).unwrap_or_default().iter().enumerate();
     states.filter(|(state, _)| ![SYN_RECV, usize::from(LISTEN)].contains(state)).map(|(_, n)| n).sum()
 }
 
@@ -175,12 +166,13 @@ impl Memory {
             }
         }
         let live = connections(&counted.metrics);
-        let rate = |name| since.and_then(|since| since.rate(name));
-        let failed = rate("tcptide_connect_failures_total");
+        let rate = |place| since.and_then(|since| since.rate(place));
+        let failed = rate(place!("tcptide_connect_failures_total"));
         let retransmits = since.and_then(Since::retransmits);
         let limit = since.and_then(Since::limit);
-        let (sent, received) = (rate("tcptide_sent_bytes_total"), rate("tcptide_received_bytes_total"));
-        let opened = rate("tcptide_opened_total");
+        let (sent, received) =
+            (rate(place!("tcptide_sent_bytes_total")), rate(place!("tcptide_received_bytes_total")));
+        let opened = rate(place!("tcptide_opened_total"));
         let cells = vec![
             Value::text(&owner(container)),
             Value::number(Some(live), Unit::Count),

@@ -516,7 +516,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::{
-        answer::totals::{Counted, Metrics, Totals},
+        answer::totals::{Counted, Layout, Metrics, Totals},
         command::top::draw,
     };
 
@@ -533,7 +533,7 @@ pub(super) mod tests {
             totals.connect_failures[4] = *sent / 1000;
             let mut container = Container::unknown(id as u64 + 10);
             (*name).clone_into(&mut container.name);
-            let metrics = Metrics::of(&totals, 1, &vec![true; METRICS.len()]);
+            let metrics = Metrics::of(&totals, 1, &Layout::of(&[true; METRICS.len()]));
             Counted { container: Arc::new(container), live: true, metrics }
         });
         Answer::Containers(Totals { time: Timestamp::UNIX_EPOCH, seconds, containers: containers.collect() })
