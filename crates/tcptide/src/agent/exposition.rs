@@ -123,10 +123,9 @@ struct Family {
     series: Vec<(LabelPairs, Value)>,
 }
 
-/// Of each of [`METRICS`], whether what feeds it runs.
-pub(crate) fn measured(programs: &[ProgramStats]) -> Vec<bool> {
-    let runs = |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
-    let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(runs);
+/// Of each of [`METRICS`], whether what feeds it runs: by the program's name.
+pub(crate) fn measured(runs: impl Fn(&str) -> bool) -> Vec<bool> {
+    let has = |metric: &Metric| runs(metric.program) && !metric.unless.is_some_and(&runs);
     METRICS.iter().map(has).collect()
 }
 
@@ -136,7 +135,9 @@ impl Shape {
             let numbers = zero.numbers().map_or(0, <[u64]>::len);
             (0..numbers).map(|at| metric.own_labels(at, numbers).is_some()).collect()
         });
-        Self { present: measured(programs), possible: possible.collect(), buckets, info }
+        let runs =
+            |name: &str| programs.iter().any(|p| p.program.name == name && p.status == Status::Attached);
+        Self { present: measured(runs), possible: possible.collect(), buckets, info }
     }
 
     /// How many series one set of labels has: with all of these readings added up, and so many cgroups.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use model::{
     container::Container,
@@ -554,7 +555,7 @@ impl Worker {
         let walk = self.count()?;
         let layout = Layout::of(&self.measured(metrics));
         let nothing = Totals::default();
-        let mut by_owner = HashMap::<u64, (u64, totals::Counted)>::new();
+        let mut by_owner = HashMap::<u64, (u64, totals::Counted), RandomState>::default();
         self.each_total(|id, totals| {
             let container = owner_of(&self.directory, id);
             let subject = Subject { cgroup_id: Some(id), ..container.subject() };
@@ -589,7 +590,7 @@ impl Worker {
 
     /// Which metrics are measured, of these, unless none is named.
     pub(super) fn measured(&self, metrics: &[usize]) -> Vec<bool> {
-        let mut shown = exposition::measured(&self.monitor.programs());
+        let mut shown = exposition::measured(|program| self.monitor.is_attached(program));
         if !metrics.is_empty() {
             shown.iter_mut().enumerate().for_each(|(at, shown)| *shown &= metrics.contains(&at));
         }

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    iter,
+    iter, mem,
     sync::LazyLock,
 };
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use model::{
     connection::{Connection, Direction, Event, LISTEN},
@@ -43,13 +44,21 @@ const SYN_RECV: usize = 3;
 /// What was seen last, for the differences.
 #[derive(Default)]
 pub(super) struct Memory {
-    totals: Option<(f64, HashMap<u64, Metrics>)>,
-    medians: HashMap<u64, VecDeque<Option<u64>>>,
+    /// For how long the agent had counted, seconds.
+    seconds: Option<f64>,
+    containers: HashMap<u64, Seen, RandomState>,
     edges: Option<(Timestamp, HashMap<edges::EdgeId, [u64; 4]>)>,
     sockets: HashMap<u64, (Timestamp, u64, u64)>,
     drops: HashMap<u64, (Timestamp, u32)>,
     events: VecDeque<(u64, Connection)>,
     last_event: u64,
+}
+
+/// A container as it was.
+struct Seen {
+    metrics: Metrics,
+    /// The medians of its round trips at the latest looks.
+    curve: VecDeque<Option<u64>>,
 }
 
 /// What was counted within so many seconds.
@@ -84,8 +93,13 @@ impl Since<'_> {
         Some(self.sum(place)? as f64 / self.seconds)
     }
 
+    /// `None`: there was none.
     fn round_trips(&self) -> Option<Histogram> {
-        let mut numbers = self.numbers(place!("tcptide_rtt_seconds"))?;
+        let place = place!("tcptide_rtt_seconds");
+        if self.sum(place)? == 0 {
+            return None;
+        }
+        let mut numbers = self.numbers(place)?;
         let sum_us = numbers.next()?;
         Some(Histogram::from_counts(&Scale::RTT, numbers, sum_us))
     }
@@ -133,72 +147,21 @@ impl Memory {
     /// What is compared with the next answers only, as after a pause.
     pub(super) fn containers(&mut self, totals: Totals) -> Vec<Row> {
         // An agent that was started anew counts from nothing.
-        let mut before = self.totals.take().filter(|(seconds, _)| *seconds < totals.seconds);
-        let seconds = before.as_ref().map(|(seconds, _)| totals.seconds - seconds);
-        let mut now = HashMap::with_capacity(totals.containers.len());
+        let before = self.seconds.replace(totals.seconds).filter(|before| *before < totals.seconds);
+        let seconds = before.map(|before| totals.seconds - before);
+        let now = HashMap::with_capacity_and_hasher(totals.containers.len(), RandomState::default());
+        let mut before = mem::replace(&mut self.containers, now);
         let mut rows = Vec::with_capacity(totals.containers.len());
         for counted in totals.containers {
             let id = counted.container.cgroup_id;
-            let earlier = before.as_mut().and_then(|(_, before)| before.remove(&id));
+            let (earlier, curve) = before.remove(&id).map(|seen| (seen.metrics, seen.curve)).unzip();
+            let mut curve = curve.unwrap_or_default();
             let since =
                 seconds.map(|seconds| Since { now: &counted.metrics, earlier: earlier.as_ref(), seconds });
-            rows.push(self.container(&counted, since.as_ref()));
-            now.insert(id, counted.metrics);
+            rows.push(container_row(&counted, since.as_ref(), &mut curve));
+            self.containers.insert(id, Seen { metrics: counted.metrics, curve });
         }
-        self.medians.retain(|id, _| now.contains_key(id));
-        self.totals = Some((totals.seconds, now));
         rows
-    }
-
-    fn container(&mut self, counted: &Counted, since: Option<&Since<'_>>) -> Row {
-        let container = &counted.container;
-        let rtt = since.and_then(Since::round_trips);
-        let median = rtt.as_ref().and_then(|rtt| rtt.quantile(0.5));
-        let curve = self.medians.entry(container.cgroup_id).or_default();
-        // It begins with the first round trip.
-        if since.is_some() && (median.is_some() || !curve.is_empty()) {
-            curve.push_back(median);
-            if curve.len() > CURVE {
-                curve.pop_front();
-            }
-            if curve.iter().all(Option::is_none) {
-                curve.clear();
-            }
-        }
-        let live = connections(&counted.metrics);
-        let rate = |place| since.and_then(|since| since.rate(place));
-        let failed = rate(place!("tcptide_connect_failures_total"));
-        let retransmits = since.and_then(Since::retransmits);
-        let limit = since.and_then(Since::limit);
-        let (sent, received) =
-            (rate(place!("tcptide_sent_bytes_total")), rate(place!("tcptide_received_bytes_total")));
-        let opened = rate(place!("tcptide_opened_total"));
-        let cells = vec![
-            Value::text(&owner(container)),
-            Value::number(Some(live), Unit::Count),
-            Value::Number(sent, Unit::Rate),
-            Value::Number(received, Unit::Rate),
-            Value::number(median, Unit::Duration),
-            Value::number(rtt.as_ref().and_then(|rtt| rtt.quantile(0.99)), Unit::Duration),
-            Value::Number(retransmits, Unit::Share),
-            Value::Number(failed, Unit::PerSecond),
-            Value::text(limit.unwrap_or_default()),
-            Value::Spark(curve.iter().copied().collect()),
-        ];
-        let opens = Opens::Container(container.whole());
-        let mut row = Row::new(Id::Cgroup(container.cgroup_id), cells, opens);
-        let is_something = |number: Option<f64>| number.is_some_and(|number| number > 0.0);
-        row.idle = live == 0 && ![sent, received, failed, opened].into_iter().any(is_something);
-        if retransmits.is_some_and(|share| share >= LOSSY) {
-            row.roles.push((6, Role::Warn));
-        }
-        if is_something(failed) {
-            row.roles.push((7, Role::Bad));
-        }
-        if limit.is_some() {
-            row.roles.push((8, Role::Warn));
-        }
-        row
     }
 
     /// `of`: whose they are, if they are one container's.
@@ -299,6 +262,56 @@ impl Memory {
 fn seconds(then: Timestamp, now: Timestamp) -> Option<f64> {
     let seconds = now.duration_since(then).as_secs_f64();
     (seconds > 0.0).then_some(seconds)
+}
+
+fn container_row(counted: &Counted, since: Option<&Since<'_>>, curve: &mut VecDeque<Option<u64>>) -> Row {
+    let container = &counted.container;
+    let rtt = since.and_then(Since::round_trips);
+    let median = rtt.as_ref().and_then(|rtt| rtt.quantile(0.5));
+    // It begins with the first round trip.
+    if since.is_some() && (median.is_some() || !curve.is_empty()) {
+        curve.push_back(median);
+        if curve.len() > CURVE {
+            curve.pop_front();
+        }
+        if curve.iter().all(Option::is_none) {
+            curve.clear();
+        }
+    }
+    let live = connections(&counted.metrics);
+    let rate = |place| since.and_then(|since| since.rate(place));
+    let failed = rate(place!("tcptide_connect_failures_total"));
+    let retransmits = since.and_then(Since::retransmits);
+    let limit = since.and_then(Since::limit);
+    let (sent, received) =
+        (rate(place!("tcptide_sent_bytes_total")), rate(place!("tcptide_received_bytes_total")));
+    let opened = rate(place!("tcptide_opened_total"));
+    let cells = vec![
+        Value::text(&owner(container)),
+        Value::number(Some(live), Unit::Count),
+        Value::Number(sent, Unit::Rate),
+        Value::Number(received, Unit::Rate),
+        Value::number(median, Unit::Duration),
+        Value::number(rtt.as_ref().and_then(|rtt| rtt.quantile(0.99)), Unit::Duration),
+        Value::Number(retransmits, Unit::Share),
+        Value::Number(failed, Unit::PerSecond),
+        Value::text(limit.unwrap_or_default()),
+        Value::Spark(curve.iter().copied().collect()),
+    ];
+    let opens = Opens::Container(container.whole());
+    let mut row = Row::new(Id::Cgroup(container.cgroup_id), cells, opens);
+    let is_something = |number: Option<f64>| number.is_some_and(|number| number > 0.0);
+    row.idle = live == 0 && ![sent, received, failed, opened].into_iter().any(is_something);
+    if retransmits.is_some_and(|share| share >= LOSSY) {
+        row.roles.push((6, Role::Warn));
+    }
+    if is_something(failed) {
+        row.roles.push((7, Role::Bad));
+    }
+    if limit.is_some() {
+        row.roles.push((8, Role::Warn));
+    }
+    row
 }
 
 fn edge_row(edge: &Edge, rates: Option<[f64; 4]>, of: Option<&Of>) -> Row {
