@@ -13,6 +13,7 @@ use functional::{
     process::Reading,
     samples::Scrape,
     tcptide::{Agent, Tcptide},
+    terminal::Terminal,
 };
 use rustix::process::Signal;
 
@@ -37,6 +38,13 @@ const SCRAPE_LIMIT_MS: f64 = 100.0;
 const LIMIT_CGROUPS: usize = 1000;
 /// `--help`, ms.
 const HELP_LIMIT_MS: f64 = 10.0;
+/// What the live screen may take, percent of a CPU, with so many connections in so many cgroups; its terminal's columns and
+/// rows; until its lists are full; and for how long it is measured.
+const SCREEN_LIMIT_PERCENT: f64 = 2.0;
+const SCREEN_CONNECTIONS: u64 = 10_000;
+const TERMINAL: (u16, u16) = (200, 50);
+const SCREEN_SETTLE: Duration = Duration::from_secs(4);
+const SCREEN: Duration = Duration::from_secs(10);
 /// Scrapes of an agent after its first.
 const SCRAPES: u32 = 4;
 /// Every cgroup has series of its own.
@@ -85,7 +93,39 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges
     commands(report, tcptide)?;
     ss(report, crowd, "-tin")?;
     start(report, "trace: start to attached", &["trace"], tcptide)?;
+    thread::sleep(SETTLE);
+    screen(report, tcptide, crowd, "top", None)?;
     agent(report, tcptide, crowd, edges)
+}
+
+/// The live screen, once a second, with programs of its own or an agent's numbers.
+fn screen(
+    report: &mut Report,
+    tcptide: &Tcptide,
+    crowd: &Crowd,
+    name: &str,
+    agent: Option<&Agent>,
+) -> Result<()> {
+    let mut args = vec!["top".to_owned(), "--interval".to_owned(), "1s".to_owned()];
+    args.extend(
+        agent.into_iter().flat_map(|agent| ["--connect".to_owned(), format!("http://{}", agent.address())]),
+    );
+    let mut terminal = Terminal::start(&tcptide.command(&args), TERMINAL.0, TERMINAL.1)?;
+    terminal.wait_for_text("CONTAINER")?;
+    thread::sleep(SCREEN_SETTLE);
+    let (began, before) = (Instant::now(), cpu_of(terminal.pid())?);
+    thread::sleep(SCREEN);
+    let cpu = cpu_of(terminal.pid())?.saturating_sub(before);
+    let percent = 100.0 * cpu.as_secs_f64() / began.elapsed().as_secs_f64();
+    let is_meant = crowd.cgroups().len() <= LIMIT_CGROUPS && crowd.connections() <= SCREEN_CONNECTIONS;
+    report.add_limited(
+        &format!("{name}: CPU, each second"),
+        "%",
+        percent,
+        is_meant.then_some(SCREEN_LIMIT_PERCENT),
+    );
+    terminal.press("q")?;
+    terminal.wait().map(drop)
 }
 
 fn commands(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
@@ -155,6 +195,7 @@ fn agent(report: &mut Report, tcptide: &Tcptide, crowd: &Crowd, edges: bool) -> 
             report.add(&format!("agent: scrape, {name}: answer"), "KiB", body.len() as f64 / 1024.0);
         }
     }
+    screen(report, tcptide, crowd, "top --connect", Some(&agent))?;
     let (peak, _) = resident(agent.pid()).context("the agent is gone")?;
     let most = most.max(peak);
     report.add_limited("agent: resident, at most", "MiB", mib(most), Some(RESIDENT_LIMIT_MIB));

@@ -285,7 +285,7 @@ __noinline int settle(__u64 cookie, __u64 address)
 		if (casts_addresses)                                                                                 \
 			_value = (tp)->field;                                                                        \
 		else                                                                                                 \
-			bpf_core_read((void *)&_value, sizeof(_value), &(tp)->field);                                      \
+			bpf_core_read((void *)&_value, sizeof(_value), &(tp)->field);                                \
 		_value;                                                                                              \
 	})
 
@@ -317,6 +317,18 @@ __noinline int glance(void)
 	return 0;
 }
 
+/* A connection of which nothing has moved. Global, as settle() is. */
+__noinline int count_still(__u64 cgroup, __u32 state)
+{
+	struct totals *t = totals_of(cgroup);
+
+	if (!t)
+		return 0;
+	walk_seen++;
+	count_state(t, state, 1);
+	return 0;
+}
+
 /* Takes note of a gauge. What the iterator has is plain memory to the verifier, and may be another's in the next moment. */
 static __always_inline bool note(const struct gauge *g, __u64 cookie)
 {
@@ -334,7 +346,8 @@ static __always_inline bool note(const struct gauge *g, __u64 cookie)
 	/* Both come with a segment, and what comes while somebody is at work on the socket is looked at again. */
 	if (!tells_locks())
 		seen->moved |= now->rtt.sum_us | now->new_response_us;
-	if (now->sk != address || now->flags & FLAG_CLOSED)
+	seen->moved |= now->flags & FLAG_CLOSED;
+	if (now->sk != address)
 		return false;
 	walk_noted++;
 	return true;
@@ -358,20 +371,15 @@ int walk(struct bpf_iter__bpf_map_elem *ctx)
 		glance();
 	for (__u32 i = 0; i < WALK_AT_ONCE; i++) {
 		struct seen *seen = &walk_seen_gauges[i];
-		struct totals *t;
 
 		if (i >= noted)
 			break;
 		if (!is_quick || seen->moved || seen->state == TCP_LISTEN || seen->state == TCP_CLOSE) {
 			if (settle(seen->cookie, seen->sk))
 				return 1;
-			continue;
+		} else {
+			count_still(seen->cgroup_id, seen->state);
 		}
-		t = totals_of(seen->cgroup_id);
-		if (!t)
-			continue;
-		walk_seen++;
-		count_state(t, seen->state, 1);
 	}
 	return 0;
 }
