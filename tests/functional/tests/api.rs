@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use functional::cgroup::Cgroup;
-use functional::http::encode;
+use functional::http::{self, encode};
 use functional::netns::Netns;
 use functional::process::{output, require, wait_until};
 use functional::samples::{Sample, Scrape};
@@ -290,6 +290,40 @@ fn of_a_watched_connection_nothing_is_missed_whoever_else_looks() {
         assert!(apart.abs() < 0.1, "{event} {noted}");
     }
     trace.interrupt().unwrap();
+    server.finish().unwrap();
+    agent.stop().unwrap();
+}
+
+/// 64 are; what is watched already is told on, and what there is none of is not found, be there room or not.
+#[test]
+fn so_many_connections_are_watched_and_no_more() {
+    const ROOM: usize = 64;
+    let netns = Netns::new("api-room").unwrap();
+    let web = Cgroup::unique("api-room").unwrap();
+    let server =
+        Running::start(&mut netns.wrap(&workload::command(["serve", "--listen", "127.0.0.1:9606"]).unwrap()));
+    let server = server.unwrap();
+    server.listening().unwrap();
+    let count = (ROOM + 1).to_string();
+    let held = Running::inside(&web, &netns, &["hold", "--to", "127.0.0.1:9606", "--count", &count]).unwrap();
+    held.ready(SOON).unwrap();
+    let agent = Tcptide::find().unwrap().agent::<&str>([]).unwrap();
+    let live = items(&agent, &["conns", "--container", name(&web)]);
+    let cookies = numbers(&live, "cookie");
+    assert_eq!(cookies.len(), ROOM + 1);
+    let look =
+        |cookie: u64| http::get(agent.address(), &format!("/api/v1/connection?cookie={cookie}")).unwrap();
+    let mut cookies = cookies.into_iter();
+    let first: Vec<_> = cookies.by_ref().take(ROOM).collect();
+    for cookie in &first {
+        assert_eq!(look(*cookie).status, 200);
+    }
+    let full = look(cookies.next().unwrap());
+    assert_eq!(full.status, 429, "{}", full.body);
+    assert!(full.body.contains("64 connections are watched already"), "{}", full.body);
+    assert_eq!(look(first[0]).status, 200);
+    assert_eq!(look(1 << 60).status, 404);
+    held.finish().unwrap();
     server.finish().unwrap();
     agent.stop().unwrap();
 }
