@@ -326,6 +326,8 @@ struct seen {
 	__u8 state;
 } walk_seen_gauges[WALK_AT_ONCE];
 __u32 walk_noted = 0;
+/* Of the socket that it looks at: there is no room for that on its stack. */
+struct reading walk_reading;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
 __u64 namespace_owners_lost = 0;
 /* Those of wanted_events that are sent; may change while running. */

@@ -203,8 +203,8 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 {
 	__u64 opened_ns = g->opened_ns;
 	struct connection *row = NULL;
+	struct reading *now = &walk_reading;
 	struct totals *t = NULL;
-	struct reading now;
 	bool is_open;
 
 	if (wants_totals) {
@@ -226,11 +226,11 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	if (progress != (g->progress & ~PROGRESS_AGAIN))
 		sample_queueing(tp, t);
 	/* What is counted may not have been yet, and for how long a window is closed goes on without a segment. */
-	if (peek_socket(sk, tp, g, &now) || !tp->snd_wnd || !tp->rcv_wnd)
+	if (peek_socket(sk, tp, g, now) || !tp->snd_wnd || !tp->rcv_wnd)
 		progress |= PROGRESS_AGAIN;
 	if (row)
-		describe(row, tp, g, &now, state);
-	is_open = t ? fold(g, t, &now, opened_ns) : !(g->flags & FLAG_CLOSED);
+		describe(row, tp, g, now, state);
+	is_open = t ? fold(g, t, now, opened_ns) : !(g->flags & FLAG_CLOSED);
 	/* What was read may be of anything then. */
 	if (!is_open)
 		return false;
