@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::{CommandFactory as _, Parser as _};
+use clap::{Args as _, CommandFactory as _, Parser as _};
 use model::{
     connection::{Connection, Event},
     container::Container,
@@ -22,7 +22,7 @@ use crate::{
         totals::{Metrics, Totals},
         watched::Watched,
     },
-    args::{Cli, Command, TopArgs},
+    args::{Cli, Command, OwnerFilterArgs, TopArgs},
     client::{Remote, Told},
 };
 
@@ -55,9 +55,6 @@ const INSIDE: [&str; 5] = ["tcptide", "agent", "--edges", "--history", "0"];
 
 /// The options that are no parameters of the API.
 const LOCAL: [&str; 3] = ["interval", "sort", "once"];
-
-/// Those that choose containers: a connection is chosen by itself.
-const CHOOSING: [&str; 4] = ["container", "pod", "namespace", "cgroup"];
 
 /// The events that are followed.
 const EVENTS: [Event; 7] = [
@@ -220,7 +217,10 @@ impl Source {
         let watched = match &self.who {
             Who::Inside(inside, _) => inside.watched(cookie)?,
             Who::Agent(agent) => {
-                let local = [&LOCAL[..], &CHOOSING].concat();
+                // What chooses containers is left out: a connection is chosen by itself.
+                let choosing = OwnerFilterArgs::augment_args(clap::Command::new("filter"));
+                let choosing = choosing.get_arguments().map(|one| one.get_id().as_str());
+                let local: Vec<_> = LOCAL.into_iter().chain(choosing).collect();
                 let cookie = cookie.to_string();
                 agent.get("connection", &query::Watched::command(), &local, &[("cookie", &cookie)])?
             }
