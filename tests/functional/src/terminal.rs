@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use crate::process::{lock, shown, wait_until, wrapped};
 
 /// How long the screen may take to show what it should.
 const SOON: Duration = Duration::from_secs(20);
+/// How often a second a slow line takes something.
+const TICKS: u32 = 20;
 
 /// A program on a terminal of its own. Killed on `Drop`.
 pub struct Terminal {
@@ -29,6 +32,8 @@ pub struct Terminal {
     /// The program's end: kept, so that its settings can be read after the program.
     theirs: OwnedFd,
     parser: Arc<Mutex<Parser>>,
+    /// How many bytes a second the line takes.
+    pace: Arc<AtomicU32>,
     before: Termios,
 }
 
@@ -62,13 +67,29 @@ impl Terminal {
         let parser = Arc::new(Mutex::new(Parser::new(rows, columns, 0)));
         let mut reader = File::from(fd.as_fd().try_clone_to_owned().context("duplicating a terminal")?);
         let to = Arc::clone(&parser);
+        let pace = Arc::new(AtomicU32::new(u32::MAX));
+        let at_pace = Arc::clone(&pace);
         thread::spawn(move || {
             let mut bytes = vec![0; 65536];
-            while let Ok(count @ 1..) = reader.read(&mut bytes) {
+            loop {
+                let pace = at_pace.load(Ordering::Relaxed);
+                let most = bytes.len().min((pace / TICKS) as usize);
+                if pace != u32::MAX {
+                    thread::sleep(Duration::from_secs(1) / TICKS);
+                }
+                if most == 0 {
+                    continue;
+                }
+                let Ok(count @ 1..) = reader.read(&mut bytes[..most]) else { return };
                 lock(&to).process(&bytes[..count]);
             }
         });
-        Ok(Self { child, line, fd, theirs, parser, before })
+        Ok(Self { child, line, fd, theirs, parser, pace, before })
+    }
+
+    /// From now on the line takes so many bytes a second; 0: none at all.
+    pub fn set_pace(&self, bytes_a_second: u32) {
+        self.pace.store(bytes_a_second, Ordering::Relaxed);
     }
 
     /// What is on the screen now.

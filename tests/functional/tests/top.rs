@@ -4,9 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::thread::sleep;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use functional::cgroup::Cgroup;
@@ -687,6 +690,77 @@ fn an_agent_that_is_slow_or_gone_is_told_and_found_again() {
     assert_eq!(terminal.wait().unwrap().code(), Some(1));
     terminal.wait_for_text("cannot ask the agent at").unwrap();
     terminal.is_given_back().unwrap();
+}
+
+/// A way to an agent that counts what is asked of it.
+fn counting(agent: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&count);
+    thread::spawn(move || {
+        for from in listener.incoming().map_while(Result::ok) {
+            let to = TcpStream::connect(agent).unwrap();
+            let (mut back, mut answers) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let counted = Arc::clone(&counted);
+            thread::spawn(move || {
+                let mut to = to;
+                for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+                    counted.fetch_add(u64::from(line.starts_with(b"GET ")), Ordering::Relaxed);
+                    let _ = to.write_all(&[&line[..], b"\n"].concat());
+                }
+            });
+        }
+    });
+    (address, count)
+}
+
+/// Nothing piles up for a line that takes less than there is to show: frames are left out, and keys do not wait for them.
+#[test]
+fn a_slow_line_gets_what_is_new_and_one_that_takes_nothing_keeps_nobody() {
+    let shop = Shop::new("top-slow");
+    let agent = agent();
+    let (address, asked) = counting(agent.address());
+    let args = ["--container", "*top-slow*", "--interval", "100ms"];
+    let mut terminal = Terminal::start(&of_agent(address, &args), 100, 30).unwrap();
+    let web = &name(&shop.web)[..9];
+    let is_there = |lines: &[String]| lines.iter().any(|line| line.starts_with(web)).then_some(());
+    terminal.wait_for("the row", is_there).unwrap();
+
+    // 9,600 baud.
+    terminal.set_pace(960);
+    sleep(Duration::from_secs(10));
+    terminal.press("?").unwrap();
+    terminal.wait_for_text("tcptide top: keys").unwrap();
+    terminal.press("x").unwrap();
+    terminal.wait_for("the row", is_there).unwrap();
+
+    // Each size is drawn anew, until nothing more goes in. Then nothing is asked either.
+    let count = || asked.load(Ordering::Relaxed);
+    let stall = || {
+        terminal.set_pace(0);
+        for columns in (200..300).rev() {
+            terminal.resize(columns, 100).unwrap();
+            let before = count();
+            sleep(Duration::from_millis(500));
+            if count() - before <= 1 {
+                return;
+            }
+        }
+        panic!("a terminal takes all that there is");
+    };
+    stall();
+    let before = count();
+    sleep(Duration::from_secs(3));
+    assert!(count() - before <= 1, "{} questions", count() - before);
+    terminal.set_pace(u32::MAX);
+    terminal.wait_for("the last line", |lines| is_drawn(lines, 100)).unwrap();
+    wait_until("more questions", SOON, || Ok((count() > before + 10).then_some(()))).unwrap();
+
+    stall();
+    terminal.signal(Signal::TERM).unwrap();
+    assert_eq!(terminal.wait().unwrap().code(), Some(128 + 15));
+    agent.stop().unwrap();
 }
 
 #[test]

@@ -17,7 +17,11 @@ mod watch;
 
 use std::{
     io::Write as _,
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -47,6 +51,8 @@ use crate::{
 const EVENTS_PERIOD: Duration = Duration::from_millis(250);
 /// How often the age of old numbers is told anew.
 const TICK: Duration = Duration::from_secs(1);
+/// How long a terminal that takes nothing more may keep the program from ending.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: &TopArgs, agent: Option<Remote>) -> anyhow::Result<()> {
     if !args.once {
@@ -110,7 +116,11 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
     listen_for_signals(to.clone())?;
     let mut screen = Screen::enter(writer::Screen::detect().palette)?;
     start("input", to.clone(), "nothing comes from the terminal any more", read_input)?;
-    start("source", to, "nobody asks for numbers any more", move |to| answer(source, &asked, to))?;
+    let untaken = Arc::new(AtomicBool::new(false));
+    let is_untaken = Arc::clone(&untaken);
+    start("source", to, "nobody asks for numbers any more", move |to| {
+        answer(source, &asked, &is_untaken, to)
+    })?;
     let mut changed = true;
     loop {
         if changed {
@@ -124,6 +134,7 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
         // Without a message only the age of old numbers may have changed.
         changed = first.is_some() || draw::is_old(&state, Instant::now());
         // What came meanwhile makes one frame.
+        untaken.store(false, Ordering::Relaxed);
         for message in first.into_iter().chain(messages.try_iter()) {
             match take(message, &mut state, &mut screen)? {
                 Effect::None => {}
@@ -177,6 +188,11 @@ fn listen_for_signals(to: Sender<Message>) -> anyhow::Result<()> {
             if to.send(Message::Signal(signal)).is_err() {
                 return;
             }
+            if ![SIGTSTP, SIGCONT].contains(&signal) {
+                // Who writes to a terminal that takes nothing takes no message either.
+                thread::sleep(PATIENCE);
+                terminal::abandon(signal);
+            }
         }
     })
 }
@@ -189,8 +205,9 @@ fn read_input(to: &Sender<Message>) {
     }
 }
 
-/// Asks what is wanted, at its interval, until nobody wants anything. It may take as long as it takes: keys do not wait.
-fn answer(mut source: Source, asked: &Receiver<Wanted>, to: &Sender<Message>) {
+/// Asks what is wanted, at its interval, until nobody wants anything. It may take as long as it takes: keys do not wait. While
+/// an answer is untaken, as a slow terminal takes a frame, nothing is asked.
+fn answer(mut source: Source, asked: &Receiver<Wanted>, untaken: &AtomicBool, to: &Sender<Message>) {
     let Ok(mut wanted) = asked.recv() else { return };
     // The first answer is there already.
     let mut next = Instant::now() + wanted.interval;
@@ -204,10 +221,15 @@ fn answer(mut source: Source, asked: &Receiver<Wanted>, to: &Sender<Message>) {
                 continue;
             }
             Err(RecvTimeoutError::Timeout) if wanted.paused => continue,
+            Err(RecvTimeoutError::Timeout) if untaken.load(Ordering::Relaxed) => {
+                next = Instant::now() + wanted.interval / 4;
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let answer = source.answer(&wanted.question);
+        untaken.store(true, Ordering::Relaxed);
         if to.send(Message::Answer(wanted.question.clone(), answer)).is_err() {
             return;
         }

@@ -82,6 +82,14 @@ pub(super) fn suspend() -> anyhow::Result<()> {
     signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP).context("cannot stop")
 }
 
+/// Ends this process for a signal, though another thread waits for the terminal. What can be done without waiting is done.
+pub(super) fn abandon(signal: i32) -> ! {
+    if IS_OURS.swap(false, Ordering::Relaxed) {
+        let _ = disable_raw_mode();
+    }
+    process::exit(128 + signal)
+}
+
 const WRITE: &str = "cannot write to the terminal";
 
 impl Drop for Screen {
