@@ -326,6 +326,18 @@ struct seen {
 	__u8 state;
 } walk_seen_gauges[WALK_AT_ONCE];
 __u32 walk_noted = 0;
+
+/*
+ * Sockets by state of the cgroups that the walk came across last, each where its id's hash says: a search for the totals, which
+ * lie far apart in memory, for each socket took a tenth of the walk. What makes room is added to the totals.
+ */
+#define TALLY_BITS 11
+#define TALLIES (1 << TALLY_BITS)
+struct tally {
+	__u64 cgroup_id;
+	__u32 walk; /* walk_number: there is something in it */
+	__u32 connections[STATES];
+} tallies[TALLIES];
 /* Of the socket that it looks at: there is no room for that on its stack. */
 struct reading walk_reading;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */

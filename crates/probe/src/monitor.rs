@@ -277,7 +277,8 @@ impl Monitor {
         let mut iterator = Iter::new(link).map_err(|e| Error::system("walk the sockets", e))?;
         let state =
             self.skel.maps.bss_data.as_deref_mut().ok_or_else(|| Error::system("walk", "no variables"))?;
-        state.walk_number = state.walk_number.wrapping_add(1);
+        // Zero is that of no walk.
+        state.walk_number = state.walk_number.wrapping_add(1).max(1);
         state.walk_used = 0;
         state.walk_seen = 0;
         state.walk_noted = 0;

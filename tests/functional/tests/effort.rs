@@ -29,7 +29,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("dns_answer", 500, 3_000),
     ("adopt_files", 1_000, 5_500),
     ("adopt_namespace", 900, 4_500),
-    ("walk", 31_000, 21_000),
+    ("walk", 33_000, 21_000),
 ];
 
 #[test]

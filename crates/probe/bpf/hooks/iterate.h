@@ -317,15 +317,47 @@ __noinline int glance(void)
 	return 0;
 }
 
-/* A connection of which nothing has moved. Global, as settle() is. */
+/* Adds a tally to its cgroup's totals, and leaves it empty. Global, as what follows is: they are called in loops. */
+__noinline int give_tally(__u32 at)
+{
+	struct tally *tally = &tallies[at & (TALLIES - 1)];
+	bool is_of_this_walk = tally->walk == walk_number;
+	struct totals *t;
+
+	tally->walk = 0;
+	if (is_of_this_walk) {
+		t = totals_of(tally->cgroup_id);
+		for (__u32 state = 0; t && state < STATES; state++)
+			count_state(t, state, tally->connections[state]);
+	}
+	__builtin_memset(tally->connections, 0, sizeof(tally->connections));
+	return 0;
+}
+
+#define TALLIES_AT_ONCE 32
+
+__noinline int give_tallies(__u32 first)
+{
+	for (__u32 i = 0; i < TALLIES_AT_ONCE; i++)
+		give_tally(first + i);
+	return 0;
+}
+
+/* A connection of which nothing has moved. */
 __noinline int count_still(__u64 cgroup, __u32 state)
 {
-	struct totals *t = totals_of(cgroup);
+	__u32 at = cgroup * 0x9e3779b97f4a7c15ULL >> (64 - TALLY_BITS);
+	struct tally *tally = &tallies[at & (TALLIES - 1)];
 
-	if (!t)
-		return 0;
+	if (tally->walk != walk_number || tally->cgroup_id != cgroup) {
+		give_tally(at);
+		tally->cgroup_id = cgroup;
+		tally->walk = walk_number;
+	}
 	walk_seen++;
-	count_state(t, state, 1);
+	opaque(state);
+	if (state < STATES)
+		tally->connections[state]++;
 	return 0;
 }
 
@@ -381,5 +413,8 @@ int walk(struct bpf_iter__bpf_map_elem *ctx)
 			count_still(seen->cgroup_id, seen->state);
 		}
 	}
+	if (is_quick && !key)
+		for (__u32 first = 0; first < TALLIES; first += TALLIES_AT_ONCE)
+			give_tallies(first);
 	return 0;
 }

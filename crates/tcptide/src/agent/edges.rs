@@ -373,7 +373,7 @@ impl Edges {
         self.walk += 1;
     }
 
-    /// Counts connections that ended so long ago that both ends have told of it. To be called ten times a second or so.
+    /// Counts connections that ended so long ago that both ends have told of it. To be called several times a second.
     pub(crate) fn settle(&mut self, now: Instant, owner: OwnerOf<'_>, name: NameOf<'_>) {
         while let Some((at, cookie)) = self.ended.front().copied()
             && now.saturating_duration_since(at) >= SETTLED

@@ -54,12 +54,11 @@ use crate::{
     session::{LIFE_EVENTS, ROWS, directory, dns_root, owner, take_cgroup_events},
 };
 
-/// How often cgroups made and removed are taken note of between scrapes.
+/// How often cgroups made and removed, and events that edges want, are taken note of between scrapes; how often those that are
+/// compared; and how often those that somebody follows, for which there is less room.
 const PERIOD: Duration = Duration::from_millis(250);
-/// How often events are fetched while somebody follows them, and where only edges or a comparison want them, which have more
-/// room.
-const EVENTS_PERIOD: Duration = Duration::from_millis(50);
-const OWN_EVENTS_PERIOD: Duration = Duration::from_millis(100);
+const COMPARED_PERIOD: Duration = Duration::from_millis(100);
+const FOLLOWED_PERIOD: Duration = Duration::from_millis(50);
 /// Room for events, bytes: a walk and a scrape may keep them waiting. A comparison wants more kinds of them.
 const BUFFER: u32 = 16 << 20;
 const BUFFER_TO_COMPARE: u32 = 64 << 20;
@@ -376,10 +375,10 @@ impl Worker {
         let mut watchdog = Watchdog::new();
         loop {
             watchdog.beat();
-            let period = match self.own_events {
-                _ if !self.tails.is_empty() => EVENTS_PERIOD,
-                0 => PERIOD,
-                _ => OWN_EVENTS_PERIOD,
+            let period = match &self.reconciliation {
+                _ if !self.tails.is_empty() => FOLLOWED_PERIOD,
+                Some(_) => COMPARED_PERIOD,
+                None => PERIOD,
             };
             let first = match asked.recv_timeout(period) {
                 Ok(first) => Some(first),
