@@ -326,6 +326,8 @@ struct seen {
 	__u8 state;
 } walk_seen_gauges[WALK_AT_ONCE];
 __u32 walk_noted = 0;
+/* Of the socket that the walk looks at: there is no room for that on its stack. */
+struct reading walk_reading;
 
 /*
  * Sockets by state of the cgroups that the walk came across last, each where its id's hash says: a search for the totals, which
@@ -338,8 +340,6 @@ struct tally {
 	__u32 walk; /* walk_number: there is something in it */
 	__u32 connections[STATES];
 } tallies[TALLIES];
-/* Of the socket that it looks at: there is no room for that on its stack. */
-struct reading walk_reading;
 /* Owners of namespaces that found no room: from then on nobody knows whether a namespace is one container's. */
 __u64 namespace_owners_lost = 0;
 /* Those of wanted_events that are sent; may change while running. */

@@ -217,7 +217,7 @@ impl Monitor {
         Ok(all)
     }
 
-    /// Hands over the events since the last call. Nothing wakes the reader: call it ten times a second or so, as far
+    /// Hands over the events since the last call. Nothing wakes the reader: call it several times a second, as far
     /// as [`Options::buffer`] reaches.
     pub fn events(&mut self, each: &mut dyn FnMut(&record::Connection)) -> Result<usize, Error> {
         let (ring, queue) = &self.events;

@@ -134,8 +134,10 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
         // Without a message only the age of old numbers may have changed.
         changed = first.is_some() || draw::is_old(&state, Instant::now());
         // What came meanwhile makes one frame.
-        untaken.store(false, Ordering::Relaxed);
         for message in first.into_iter().chain(messages.try_iter()) {
+            if matches!(message, Message::Answer(..)) {
+                untaken.store(false, Ordering::Relaxed);
+            }
             match take(message, &mut state, &mut screen)? {
                 Effect::None => {}
                 Effect::Quit => return Ok(()),
