@@ -119,7 +119,7 @@ fn show(source: Source, mut state: State) -> anyhow::Result<()> {
     let untaken = Arc::new(AtomicBool::new(false));
     let is_untaken = Arc::clone(&untaken);
     start("source", to, "nobody asks for numbers any more", move |to| {
-        answer(source, &asked, &is_untaken, to)
+        answer(source, &asked, &is_untaken, to);
     })?;
     let mut changed = true;
     loop {
