@@ -64,11 +64,112 @@ static const __u64 unborn[sizeof(struct gauge) / 8] = { [__builtin_offsetof(stru
 
 _Static_assert(__builtin_offsetof(struct gauge, holders) % 8 == 0, "where GAUGE_DONE goes");
 
-/* That of the socket with this cookie, new if it has none, which `made` tells. NULL if there is no room. */
-static __always_inline struct gauge *make_gauge(__u64 cookie, bool *made)
+static __always_inline struct seat *seat_at(__u32 at)
 {
+	return bpf_map_lookup_elem(&seats, &at);
+}
+
+/* Beside a seat's progress: the socket is to be looked at again, though no segment came or went. */
+#define PROGRESS_AGAIN (1ULL << 63)
+
+static __always_inline void look_again(const struct gauge *g)
+{
+	struct seat *seat = seat_at(g->seat);
+
+	if (seat)
+		__sync_fetch_and_or(&seat->progress, PROGRESS_AGAIN);
+}
+
+/* How often to try again to be first, where others change the same word. */
+#define TRIES 8
+
+/* The value of seats_empty after this one, when that seat is the next one. */
+static __always_inline __u64 with_empty(__u64 before, __u32 next)
+{
+	return ((before >> 32) + 1) << 32 | next;
+}
+
+/*
+ * A seat for a new gauge: an empty one, or the next that nobody ever had. Returns its number, counted from 1; 0: there is none.
+ * Global, as slots are.
+ */
+__noinline __u32 take_seat(void)
+{
+	struct seat *seat = NULL;
+	__u64 empty;
+	__u32 at = 0;
+
+	for (int i = 0; i < TRIES; i++) {
+		empty = *(volatile __u64 *)&seats_empty;
+		at = empty;
+		seat = at ? seat_at(at - 1) : NULL;
+		/* What is read of a seat that another took meanwhile is not used: the count of changes differs. */
+		if (!seat || __sync_val_compare_and_swap(&seats_empty, empty,
+							 with_empty(empty, *(volatile __u64 *)&seat->cookie)) == empty)
+			break;
+		seat = NULL;
+	}
+	if (!seat) {
+		at = __sync_fetch_and_add(&seats_used, 1) + 1;
+		seat = seat_at(at - 1);
+	}
+	if (!seat) {
+		__sync_fetch_and_add(&seats_used, -1);
+		return 0;
+	}
+	seat->progress = ~0ULL;
+	return at;
+}
+
+/* In the place of a cookie: an empty seat that is not among the others, which a walk takes care of. */
+#define SEAT_STRAY ~0ULL
+
+__noinline int leave_seat(__u32 at)
+{
+	struct seat *seat = seat_at(at);
+	__u64 empty;
+
+	if (!seat)
+		return 0;
+	__sync_lock_test_and_set(&seat->sk, 0);
+	for (int i = 0; i < TRIES; i++) {
+		empty = *(volatile __u64 *)&seats_empty;
+		seat->cookie = (__u32)empty;
+		if (__sync_val_compare_and_swap(&seats_empty, empty, with_empty(empty, at + 1)) == empty)
+			return 0;
+	}
+	seat->cookie = SEAT_STRAY;
+	return 0;
+}
+
+/* That of the socket with this cookie, new if it has none, which `made` tells. NULL if there is no room. */
+static __always_inline struct gauge *make_gauge(struct sock *sk, __u64 cookie, bool *made)
+{
+	struct seat *seat;
+	struct gauge *g;
+	__u32 at;
+
 	*made = !bpf_map_update_elem(&gauges, &cookie, &unborn, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&gauges, &cookie);
+	g = bpf_map_lookup_elem(&gauges, &cookie);
+	if (!g || !*made)
+		return g;
+	at = take_seat();
+	seat = at ? seat_at(at - 1) : NULL;
+	if (!seat) {
+		bpf_map_delete_elem(&gauges, &cookie);
+		return NULL;
+	}
+	g->seat = at - 1;
+	seat->cookie = cookie;
+	/* Last: from now on walks look at it. */
+	__sync_lock_test_and_set(&seat->sk, (__u64)sk);
+	return g;
+}
+
+static __always_inline void take_out(const struct gauge *g, __u64 cookie)
+{
+	leave_seat(g->seat);
+	bpf_map_delete_elem(&gauges, &cookie);
 }
 
 /* Whether the gauge, which was found without the socket's lock, is still that of the socket at this address, and then stays. */
@@ -87,7 +188,7 @@ static __always_inline bool hold(struct gauge *g, __u64 sk)
 static __always_inline void release(struct gauge *g, __u64 cookie)
 {
 	if (__sync_fetch_and_add(&g->holders, -1) == (GAUGE_DONE | 1))
-		bpf_map_delete_elem(&gauges, &cookie);
+		take_out(g, cookie);
 }
 
 /* That of a socket that may not be locked; to be released. */
@@ -102,7 +203,7 @@ static __always_inline struct gauge *hold_gauge(struct sock *sk)
 static __always_inline void finish_gauge(struct gauge *g, __u64 cookie)
 {
 	if (!__sync_fetch_and_or(&g->holders, GAUGE_DONE))
-		bpf_map_delete_elem(&gauges, &cookie);
+		take_out(g, cookie);
 }
 
 /* ---- The owner ---------------------------------------------------------------------------------------- */
@@ -173,8 +274,10 @@ static __always_inline void learn_process(struct gauge *g)
 	g->pid = task->tgid;
 	for (int i = 0; i < COMM_LEN; i++)
 		g->comm[i] = task->comm[i];
-	if (owner_by_task)
+	if (owner_by_task) {
 		g->cgroup_id = task_cgroup();
+		look_again(g);
+	}
 }
 
 /* ---- Addresses ---------------------------------------------------------------------------------------- */
@@ -281,24 +384,11 @@ static __always_inline bool tells_locks(void)
 	return bpf_core_field_exists(struct sock, sk_lock.slock.rlock.raw_lock.val);
 }
 
-/* Beside a gauge's progress: to be looked at again, though nothing has moved. */
-#define PROGRESS_AGAIN (1ULL << 63)
-
 /*
  * A number that stays as it is while a connection carries nothing. All that is counted comes with a segment, a moment after
- * that is counted; so segments tell of the rest once nobody is at work on the socket. Where that cannot be told it is the sum of
- * what grows, in four cache lines instead of two. To be read before the counters.
+ * that is counted; so segments tell of the rest once nobody is at work on the socket. To be read before the counters.
  */
-static __always_inline __u64 progress_of(struct tcp_sock *tp)
-{
-	__u64 progress;
-
-	if (tells_locks())
-		progress = (__u64)tp->segs_out << 32 | tp->segs_in;
-	else
-		progress = tp->bytes_sent + tp->bytes_acked + tp->bytes_received + tp->segs_out + tp->segs_in;
-	return progress & ~PROGRESS_AGAIN;
-}
+#define progress_from(segs_out, segs_in) (((__u64)(segs_out) << 32 | (segs_in)) & ~PROGRESS_AGAIN)
 
 /* Ticks since a time that runs began; 0: none runs. Global, as slots are: what it returns is any number to the verifier. */
 __noinline __u32 chrono_ticks(__u32 running, __u32 since)
@@ -606,8 +696,10 @@ __noinline int sample_time(struct times *to, __u64 us)
 /* Bits of enum news are to be counted at the next fold; what there is to know of it has been written. */
 static __always_inline void add_news(struct gauge *g, __u32 news)
 {
-	if (wants_totals)
-		__sync_fetch_and_or(&g->news, news);
+	if (!wants_totals)
+		return;
+	__sync_fetch_and_or(&g->news, news);
+	look_again(g);
 }
 
 /*

@@ -48,16 +48,16 @@ struct gauge {
 		__u32 head; /* to set flags at once with others who do */
 	};
 	__u32 holders; /* how many use it without the socket's lock, and GAUGE_DONE */
-	__u32 news;    /* bits of enum news */
-	__u64 sk;      /* the socket's address */
+	__u32 seat;    /* where it is in `seats` */
+	__u64 sk;      /* the socket's address; this and what follows is empty again when the socket connects again */
 	__u64 cgroup_id;
 	__u64 opened_ns;
 	__u64 established_ns;
-	__u64 progress;				/* progress_of() at the last fold: equal means that nothing moved */
 	__u64 read_delay_us;			/* since birth or adoption */
 	struct counters before;			/* at birth or adoption */
 	struct reading folded;			/* what the owner's totals already have */
 	__u32 retransmits_by_kind[RETRANSMIT_OTHER]; /* since birth or adoption */
+	__u32 news;				/* bits of enum news */
 	__u32 first_byte_us;			/* from the handshake to the first payload; 0: none yet */
 	__u32 rtt_seq;				/* the round trip that was sampled last */
 	__u32 sampled_at;			/* low half of tcp_mstamp at the last sample, us */
@@ -105,6 +105,34 @@ struct {
 	__type(key, __u64);
 	__type(value, struct gauge);
 } gauges SEC(".maps");
+
+/*
+ * Where walks find the sockets that have a gauge: one after the other in memory, with what tells whether there is anything to do.
+ * Going through the hash instead took a walk twice as long (docs/overhead.md). An empty seat has no socket, and instead of a
+ * cookie the number of the next empty one: see take_seat().
+ */
+struct seat {
+	__u64 cookie;
+	__u64 sk;
+	__u64 cgroup_id;
+	__u64 progress; /* progress_of() at the last fold: equal means that nothing moved */
+};
+
+/* As many as there can be gauges: the loader sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 262144);
+	__type(key, __u32);
+	__type(value, struct seat);
+} seats SEC(".maps");
+
+/* What the walk is attached to, which runs it for each of its elements: it goes through the seats by itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} once SEC(".maps");
 
 /* Room for a struct tcp_sock: see socket_at(). */
 #define SOCKET_ROOM 8192
@@ -308,33 +336,42 @@ const volatile __u32 tick_ns = 4000000; /* a tick of the kernel's clock: 1/CONFI
 /* Inclusive upper bounds of the slots, us; of the last slot and of those that a scale lacks, more than there can be. */
 const volatile __u64 bounds[SCALES][BOUNDS];
 
+/* Seats that were ever taken are those below this number. */
+__u32 seats_used = 0;
+/* The empty one among them that is taken next, counted from 1 (0: there is none); above that how often this has changed. */
+__u64 seats_empty = 0;
+
 /* Written by the loader before each walk, and by the walk. */
 __u32 walk_number = 0;
 __u32 walk_used = 0;
 bool walk_rows = false;
 __u64 walk_cookie = 0; /* the only socket to look at; 0: all */
 __u64 walk_seen = 0;
+__u32 walk_at = 0; /* the next seat */
 
-/* What the walk noted of gauges whose sockets it has yet to look at: so many at once, as most of that is waiting for memory. */
+/* Sockets that the walk has yet to look at: so many at once, as most of that is waiting for memory. */
 #define WALK_AT_ONCE 16
-struct seen {
+struct noted {
 	__u64 cookie;
 	__u64 sk;
 	__u64 progress;
 	__u64 cgroup_id;
 	__u64 moved; /* 0: nothing */
 	__u8 state;
-} walk_seen_gauges[WALK_AT_ONCE];
-__u32 walk_noted = 0;
+} walk_noted[WALK_AT_ONCE];
+__u32 walk_noted_count = 0;
+__u32 walk_next = 0; /* of those */
 /* Of the socket that the walk looks at: there is no room for that on its stack. */
 struct reading walk_reading;
 
 /*
- * Sockets by state of the cgroups that the walk came across last, each where its id's hash says: a search for the totals, which
- * lie far apart in memory, for each socket took a tenth of the walk. What makes room is added to the totals.
+ * Sockets by state and cgroup of those of which nothing has moved: a search for the totals, which lie far apart in memory, for
+ * each of them took a tenth of the walk. A cgroup's is where its id's hash says, or in one of the next few places; what is in
+ * the way then goes to the totals.
  */
 #define TALLY_BITS 11
 #define TALLIES (1 << TALLY_BITS)
+#define TALLY_PLACES 8
 struct tally {
 	__u64 cgroup_id;
 	__u32 walk; /* walk_number: there is something in it */

@@ -152,7 +152,7 @@ impl Monitor {
         };
         let root = self.cgroup_root.as_ref().map(AsRawFd::as_raw_fd);
         let (link, _) = with_log(|| match (program.hook, root) {
-            ("iter/bpf_map_elem", _) => loaded.attach_iter(self.skel.maps.gauges.as_fd()),
+            ("iter/bpf_map_elem", _) => loaded.attach_iter(self.skel.maps.once.as_fd()),
             ("cgroup_skb/ingress" | "cgroup_skb/egress", Some(root)) => loaded.attach_cgroup(root),
             _ => loaded.attach(),
         });
@@ -281,7 +281,9 @@ impl Monitor {
         state.walk_number = state.walk_number.wrapping_add(1).max(1);
         state.walk_used = 0;
         state.walk_seen = 0;
-        state.walk_noted = 0;
+        state.walk_at = 0;
+        state.walk_noted_count = 0;
+        state.walk_next = 0;
         state.walk_rows = each.is_some() && self.rows.is_some();
         state.walk_cookie = cookie;
         let mut walk = Walk { number: state.walk_number, ..Walk::default() };
@@ -306,7 +308,7 @@ impl Monitor {
             match answer {
                 Ok(0) => break,
                 Ok(_) => {}
-                // The rows were full, or a million sockets without an end: it goes on where it was.
+                // The rows were full, or it has been at work for long enough at a time: it goes on where it was.
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(e) => return Err(Error::system("walk the sockets", e)),
             }

@@ -247,14 +247,16 @@ fn configure(open: &mut OpenTcpSkel<'_>, options: &Options, kernel: &Kernel) -> 
     ] {
         fill(&mut constants.bounds[scale], all);
     }
-    let sockets = sockets_of_host().and_then(|n| u32::try_from(2 * n).ok()).unwrap_or(0);
+    let there = sockets_of_host().and_then(|n| u32::try_from(2 * n).ok()).unwrap_or(0);
+    let sockets = options.max_sockets.max(there);
     let sizes = [
         (&mut open.maps.walked, options.rows.max(1)),
         (&mut open.maps.events, if options.events == 0 { 4096 } else { options.buffer }),
         (&mut open.maps.dns_answers, if options.dns.is_some() { DNS_BUFFER } else { 4096 }),
         // One more for CGROUP_OTHER.
         (&mut open.maps.totals, options.max_cgroups + 1),
-        (&mut open.maps.gauges, options.max_sockets.max(sockets)),
+        (&mut open.maps.gauges, sockets),
+        (&mut open.maps.seats, sockets),
     ];
     for (map, size) in sizes {
         map.set_max_entries(size).map_err(|e| Error::system("size a BPF map", e))?;

@@ -52,7 +52,6 @@ static __always_inline void begin_before(struct sock *sk, struct tcp_sock *tp, s
 	if (g->direction == DIRECTION_ACTIVE)
 		g->asked_seq = tp->snd_nxt;
 	g->before.retransmits = tp->total_retrans;
-	g->progress = progress_of(tp);
 	read_counters(tp, g, &g->before);
 	g->folded.counters = g->before;
 	if (state == TCP_LISTEN)
@@ -68,7 +67,7 @@ static __always_inline void adopt(struct sock *sk, struct tcp_sock *tp, struct t
 
 	if (state == TCP_CLOSE)
 		return;
-	g = make_gauge(cookie, &made);
+	g = make_gauge(sk, cookie, &made);
 	if (!g) {
 		lose(LOSS_STORAGE);
 		return;
@@ -201,11 +200,15 @@ static __noinline void forget(struct gauge *g, __u64 cookie)
 /* Returns whether there was no room for its row. */
 static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct gauge *g, __u64 progress, __u8 state)
 {
-	__u64 opened_ns = g->opened_ns;
+	__u64 opened_ns = g->opened_ns, before;
+	struct seat *seat = seat_at(g->seat);
 	struct connection *row = NULL;
 	struct reading *now = &walk_reading;
 	struct totals *t = NULL;
 	bool is_open;
+
+	if (!seat)
+		return false;
 
 	if (wants_totals) {
 		t = totals_of(g->cgroup_id);
@@ -217,17 +220,19 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 		if (!row)
 			return true;
 	}
+	/* What becomes known from now on is looked at again. */
+	before = t ? __sync_lock_test_and_set(&seat->progress, progress) : 0;
 	sample_rtt(tp, g);
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
 		see_windows(tp, g);
 		if (sk->sk_socket)
 			bound_accept(g);
 	}
-	if (progress != (g->progress & ~PROGRESS_AGAIN))
+	if (progress != (before & ~PROGRESS_AGAIN))
 		sample_queueing(tp, t);
 	/* What is counted may not have been yet, and for how long a window is closed goes on without a segment. */
 	if (peek_socket(sk, tp, g, now) || !tp->snd_wnd || !tp->rcv_wnd)
-		progress |= PROGRESS_AGAIN;
+		look_again(g);
 	if (row)
 		describe(row, tp, g, now, state);
 	is_open = t ? fold(g, t, now, opened_ns) : !(g->flags & FLAG_CLOSED);
@@ -243,7 +248,7 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	give_news(t, g);
 	if (state == TCP_LISTEN)
 		fold_drops(sk, g, t);
-	g->progress = progress;
+	seat->cgroup_id = g->cgroup_id;
 	count_socket(t, sk, tp, state);
 	return false;
 }
@@ -266,7 +271,7 @@ __noinline int settle(__u64 cookie, __u64 address)
 	sk = (void *)tp;
 	state = sk->__sk_common.skc_state;
 	is_gone = cookie_of(sk) != cookie || state == TCP_CLOSE;
-	progress = progress_of(tp);
+	progress = progress_from(tp->segs_out, tp->segs_in);
 	g = bpf_map_lookup_elem(&gauges, &cookie);
 	if (!g || !hold(g, address))
 		return 0;
@@ -291,28 +296,25 @@ __noinline int settle(__u64 cookie, __u64 address)
 
 /*
  * Tells of all noted sockets whether anything has moved since the last walk. Most have not, and what such a one costs is the
- * cache lines that are read: the first two of the gauge, two with counters, two with state and cookie. There is no branch on
- * what is read, so that many sockets' lines are waited for at once. Global: it has a stack of its own.
+ * cache lines that are read: one with counters, two or three with state and cookie. There is no branch on what is read, so that
+ * many sockets' lines are waited for at once. Global: it has a stack of its own.
  */
 __noinline int glance(void)
 {
 	for (int i = 0; i < WALK_AT_ONCE; i++) {
-		struct seen *seen = &walk_seen_gauges[i];
-		struct tcp_sock *tp = (void *)seen->sk;
+		struct noted *noted = &walk_noted[i];
+		struct tcp_sock *tp = (void *)noted->sk;
 		__u64 cookie, progress, runs;
 
 		if (casts_addresses)
 			tp = bpf_rdonly_cast(tp, bpf_core_type_id_kernel(struct tcp_sock));
-		seen->state = peek(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+		noted->state = peek(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
 		cookie = peek(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter);
-		if (tells_locks())
-			progress = (__u64)peek(tp, segs_out) << 32 | peek(tp, segs_in);
-		else
-			progress = peek(tp, bytes_sent) + peek(tp, bytes_acked) + peek(tp, bytes_received) +
-				   peek(tp, segs_out) + peek(tp, segs_in);
+		progress = progress_from(peek(tp, segs_out), peek(tp, segs_in));
 		runs = casts_addresses ? BPF_CORE_READ_BITFIELD(tp, chrono_type) :
 					 BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
-		seen->moved |= (cookie ^ seen->cookie) | ((progress & ~PROGRESS_AGAIN) ^ seen->progress) | runs;
+		/* Where it cannot be told whether somebody is at work on a socket, segments do not tell of the rest. */
+		noted->moved = !tells_locks() | (cookie ^ noted->cookie) | (progress ^ noted->progress) | runs;
 	}
 	return 0;
 }
@@ -346,11 +348,16 @@ __noinline int give_tallies(__u32 first)
 /* A connection of which nothing has moved. */
 __noinline int count_still(__u64 cgroup, __u32 state)
 {
-	__u32 at = cgroup * 0x9e3779b97f4a7c15ULL >> (64 - TALLY_BITS);
-	struct tally *tally = &tallies[at & (TALLIES - 1)];
+	__u32 first = cgroup * 0x9e3779b97f4a7c15ULL >> (64 - TALLY_BITS);
+	struct tally *tally;
 
+	for (__u32 i = 0; i < TALLY_PLACES; i++) {
+		tally = &tallies[(first + i) & (TALLIES - 1)];
+		if (tally->walk != walk_number || tally->cgroup_id == cgroup)
+			break;
+	}
 	if (tally->walk != walk_number || tally->cgroup_id != cgroup) {
-		give_tally(at);
+		give_tally(first + TALLY_PLACES - 1);
 		tally->cgroup_id = cgroup;
 		tally->walk = walk_number;
 	}
@@ -361,60 +368,96 @@ __noinline int count_still(__u64 cgroup, __u32 state)
 	return 0;
 }
 
-/* Takes note of a gauge. What the iterator has is plain memory to the verifier, and may be another's in the next moment. */
-static __always_inline bool note(const struct gauge *g, __u64 cookie)
+/* Takes note of sockets in the next seats, which may be others' in the next moment. Returns whether there are no more. */
+__noinline int note(void)
 {
-	volatile const struct gauge *now = g;
-	struct seen *seen = &walk_seen_gauges[walk_noted & (WALK_AT_ONCE - 1)];
-	__u64 address = now->sk;
+	for (int i = 0; i < WALK_AT_ONCE && walk_noted_count < WALK_AT_ONCE; i++) {
+		struct noted *noted = &walk_noted[walk_noted_count & (WALK_AT_ONCE - 1)];
+		volatile struct seat *seat = walk_at < seats_used ? seat_at(walk_at) : NULL;
 
-	if (!address || (walk_cookie && walk_cookie != cookie))
-		return false;
-	seen->cookie = cookie;
-	seen->sk = address;
-	seen->progress = now->progress;
-	seen->cgroup_id = now->cgroup_id;
-	seen->moved = now->news;
-	/* Both come with a segment, and what comes while somebody is at work on the socket is looked at again. */
-	if (!tells_locks())
-		seen->moved |= now->rtt.sum_us | now->new_response_us;
-	seen->moved |= now->flags & FLAG_CLOSED;
-	if (now->sk != address)
-		return false;
-	walk_noted++;
-	return true;
+		if (!seat)
+			return true;
+		walk_at++;
+		noted->sk = seat->sk;
+		noted->cookie = seat->cookie;
+		if (!noted->sk) {
+			if (noted->cookie == SEAT_STRAY)
+				leave_seat(walk_at - 1);
+			continue;
+		}
+		noted->cgroup_id = seat->cgroup_id;
+		noted->progress = seat->progress;
+		walk_noted_count++;
+	}
+	return false;
 }
 
+/* What comes after some seats. */
+#define GO_ON 0
+#define GO_LATER 1 /* there is no room for a row */
+#define GO_HOME 2
+
+/* Looks at the next seats, and at the sockets that are noted once there are enough. */
+__noinline int go(void)
+{
+	bool is_quick = wants_totals && !walk_rows, is_last = false;
+
+	if (!walk_next) {
+		is_last = note();
+		if (walk_noted_count < WALK_AT_ONCE && !is_last)
+			return GO_ON;
+		if (is_quick)
+			glance();
+	}
+	for (int i = 0; i < WALK_AT_ONCE && walk_next < walk_noted_count; i++) {
+		struct noted *noted = &walk_noted[walk_next & (WALK_AT_ONCE - 1)];
+
+		if (!is_quick || noted->moved || noted->state == TCP_LISTEN || noted->state == TCP_CLOSE) {
+			if (settle(noted->cookie, noted->sk))
+				return GO_LATER;
+		} else {
+			count_still(noted->cgroup_id, noted->state);
+		}
+		walk_next++;
+	}
+	walk_noted_count = 0;
+	walk_next = 0;
+	return is_last ? GO_HOME : GO_ON;
+}
+
+/* So many times until the reader is asked whether to go on. */
+#define WALK_GOES 128
+
+/*
+ * Runs for one element, and again as long as it returns 1. It does so where there is no room for a row, and every two thousand
+ * seats, so that a walk never keeps a CPU from others for long.
+ */
 SEC("iter/bpf_map_elem")
 int walk(struct bpf_iter__bpf_map_elem *ctx)
 {
-	/* With rows one at a time: where there is no room for one, the reader empties them and comes back to this socket. */
-	bool is_quick = wants_totals && !walk_rows;
-	const struct gauge *g = ctx->value;
-	__u64 *key = ctx->key;
-	__u32 noted;
+	struct gauge *g;
+	__u64 cookie;
+	int how;
 
 	/* Without a key it is the end. */
-	if (key && g && (!note(g, *key) || (is_quick && walk_noted < WALK_AT_ONCE)))
+	if (!ctx->key)
 		return 0;
-	noted = walk_noted;
-	walk_noted = 0;
-	if (is_quick)
-		glance();
-	for (__u32 i = 0; i < WALK_AT_ONCE; i++) {
-		struct seen *seen = &walk_seen_gauges[i];
-
-		if (i >= noted)
-			break;
-		if (!is_quick || seen->moved || seen->state == TCP_LISTEN || seen->state == TCP_CLOSE) {
-			if (settle(seen->cookie, seen->sk))
-				return 1;
-		} else {
-			count_still(seen->cgroup_id, seen->state);
+	if (walk_cookie) {
+		cookie = walk_cookie;
+		g = bpf_map_lookup_elem(&gauges, &cookie);
+		if (g)
+			settle(cookie, g->sk);
+		return 0;
+	}
+	for (int i = 0; i < WALK_GOES; i++) {
+		how = go();
+		if (how == GO_LATER)
+			return 1;
+		if (how == GO_HOME) {
+			for (__u32 first = 0; first < TALLIES; first += TALLIES_AT_ONCE)
+				give_tallies(first);
+			return 0;
 		}
 	}
-	if (is_quick && !key)
-		for (__u32 first = 0; first < TALLIES; first += TALLIES_AT_ONCE)
-			give_tallies(first);
-	return 0;
+	return 1;
 }

@@ -11,7 +11,7 @@
 static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 flags, __u64 opened_ns, bool again)
 {
 	bool made;
-	struct gauge *g = make_gauge(bpf_get_socket_cookie(sk), &made);
+	struct gauge *g = make_gauge(sk, bpf_get_socket_cookie(sk), &made);
 
 	if (!g) {
 		if (!again)
@@ -22,7 +22,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 	if (g->flags) {
 		bpf_spin_lock(&g->lock);
 		g->head = 0;
-		__builtin_memset(&g->news, 0, sizeof(*g) - __builtin_offsetof(struct gauge, news));
+		__builtin_memset(&g->sk, 0, sizeof(*g) - __builtin_offsetof(struct gauge, sk));
 		bpf_spin_unlock(&g->lock);
 	}
 	g->sk = (__u64)sk;

@@ -35,7 +35,7 @@ int retransmit(__u64 *ctx)
 		return 0;
 	kind = kind_of(sk, tp);
 	tell_retransmits(tp, g, kind);
-	g->progress = 0; /* the kind is known only now */
+	look_again(g); /* the kind is known only now */
 	/* Not of one that could not be sent. */
 	if (!retransmit_has_err || !(int)ctx[2])
 		tell(tp, g, EVENT_RETRANSMIT, sk->__sk_common.skc_state, kind);
