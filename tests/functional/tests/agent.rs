@@ -224,6 +224,13 @@ fn what_finds_no_room_is_counted_and_room_is_given_back() {
     let closed = |scrape: &Scrape| sum(scrape, "tcptide_closed_total", &ends.client, &[]);
     assert_eq!(closed(&after) - closed(&before), done.closed);
     assert_eq!(failures(&after), failures(&before));
+    // Nearly as many as there is room for, and each is found: none of the room was lost.
+    let holding = ends.run(&["hold", "--to", &to, "--count", "25"]);
+    holding.ready(SOON).unwrap();
+    let scrape = agent.scrape().unwrap();
+    assert_eq!([seen(&scrape, &ends.client), seen(&scrape, &ends.server)], [25; 2]);
+    assert_eq!(failures(&scrape), failures(&before));
+    holding.finish().unwrap();
     server.finish().unwrap();
 }
 
@@ -241,7 +248,7 @@ fn run_times_are_measured_when_they_are_asked_for() {
     });
     let measured = seconds(&second).unwrap() - seconds(&first).unwrap();
     assert!((0.9..5.0).contains(&measured), "{measured} s of a second");
-    // The walk of the scrape itself runs once for each socket.
+    // The scrape itself is a walk.
     assert!(runs(&second, "walk") > runs(&first, "walk"));
 
     // A sample begins when the agent does, and is over long before the next one.
