@@ -11,6 +11,7 @@ durations=()
 not_run=()
 second_try=()
 current=
+installing=
 
 # Runs a command under a name, with its time.
 step() {
@@ -25,6 +26,7 @@ step() {
 
 summary() {
     local status=$?
+    [[ -z $installing ]] || wait "$installing" || true
     [[ ${#durations[@]} == 0 ]] || printf '\n%s\n' "$(printf '%s\n' "${durations[@]}")"
     [[ -z $current ]] || printf 'FAILED: %s\n' "$current"
     [[ ${#not_run[@]} == 0 ]] || printf 'not run: %s\n' "${not_run[@]}"
@@ -55,13 +57,13 @@ check() {
 functional() {
     local target=${CARGO_TARGET_DIR:-target}
     step "release build" cargo build --locked --release --workspace
+    is_root && step "tools of the functional tests" install_test_tools
     # Without optimization: it is built for seconds.
-    step "fuzz" env CARGO_PROFILE_RELEASE_OPT_LEVEL=0 tools/fuzz.sh --seconds 5
+    step "fuzz" env CARGO_PROFILE_RELEASE_OPT_LEVEL=0 tools/fuzz.sh --seconds 2
     if ! is_root; then
         not_run+=("the functional tests and \`make run\`, which need root")
         return
     fi
-    step "tools of the functional tests" install_test_tools
     step "build of the functional tests" cargo test "${built_as[@]}" --locked --workspace --test '*' --no-run
     TCPTIDE=$(realpath "$target/release/tcptide")
     export TCPTIDE
@@ -93,8 +95,19 @@ stories() {
     done <<<"$failed"
 }
 
+# Packages come while other things are built.
+begin_to_install() {
+    local log=${CARGO_TARGET_DIR:-target}/packages.log
+    mkdir -p "$(dirname "$log")"
+    test_needs | without_services install_missing >"$log" 2>&1 &
+    installing=$!
+}
+
 install_test_tools() {
-    test_needs | without_services install_missing
+    local log=${CARGO_TARGET_DIR:-target}/packages.log
+    wait "$installing" || { cat "$log" >&2 && return 1; }
+    installing=
+    cat "$log"
     python_tools "${CARGO_TARGET_DIR:-target}/python"
 }
 
@@ -102,6 +115,7 @@ install_test_tools() {
 run_unattended() { tools/run.sh </dev/null | cat; }
 
 step "what building needs" prepare
+[[ ${1:-} == check ]] || ! is_root || begin_to_install
 check
 [[ ${1:-} == check ]] || functional
 if [[ ${#not_run[@]} != 0 && ${CI:-} == true ]]; then
