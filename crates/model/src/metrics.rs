@@ -133,6 +133,55 @@ impl Reading {
     }
 }
 
+/// A [`Reading`] as the kernel keeps it.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept<'a> {
+    /// A number.
+    One(u64),
+    /// See [`Reading::Each`].
+    Each(&'a [u64]),
+    /// The same, of what is never many.
+    EachOfFew(&'a [u32]),
+    /// See [`Reading::EachSeen`].
+    EachSeen(&'a [u64]),
+    /// See [`Reading::EachMicroseconds`].
+    EachMicroseconds(&'a [u64]),
+    /// The count of each slot, and the sum in microseconds.
+    Distribution(&'static Scale, &'a [u64], u64),
+}
+
+impl Kept<'_> {
+    /// Adds all its numbers, as [`Reading::all`] tells them, to others.
+    pub fn append_to(self, all: &mut Vec<u64>) {
+        match self {
+            Self::One(number) => all.push(number),
+            Self::Each(numbers) | Self::EachSeen(numbers) | Self::EachMicroseconds(numbers) => {
+                all.extend_from_slice(numbers);
+            }
+            Self::EachOfFew(numbers) => all.extend(numbers.iter().map(|&n| u64::from(n))),
+            Self::Distribution(_, counts, sum_us) => {
+                all.push(sum_us);
+                all.extend_from_slice(counts);
+            }
+        }
+    }
+}
+
+impl From<Kept<'_>> for Reading {
+    fn from(kept: Kept<'_>) -> Self {
+        match kept {
+            Kept::One(number) => Self::One(number),
+            Kept::Each(numbers) => Self::Each(numbers.to_vec()),
+            Kept::EachOfFew(numbers) => Self::Each(numbers.iter().map(|&n| n.into()).collect()),
+            Kept::EachSeen(numbers) => Self::EachSeen(numbers.to_vec()),
+            Kept::EachMicroseconds(numbers) => Self::EachMicroseconds(numbers.to_vec()),
+            Kept::Distribution(scale, counts, sum_us) => {
+                Self::Distribution(Histogram::from_counts(scale, counts.iter().copied(), sum_us))
+            }
+        }
+    }
+}
+
 /// A metric of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
@@ -151,11 +200,16 @@ pub struct Metric {
     pub program: &'static str,
     /// The BPF program that feeds a better one: where that runs, this metric is absent.
     pub unless: Option<&'static str>,
-    /// Reads it. Connections by state hold for the walk with that number only.
-    pub read: fn(&Totals, walk: u32) -> Reading,
+    /// Where it is. Connections by state hold for the walk with that number only.
+    pub kept: fn(&Totals, walk: u32) -> Kept<'_>,
 }
 
 impl Metric {
+    /// Reads it.
+    pub fn read(&self, totals: &Totals, walk: u32) -> Reading {
+        (self.kept)(totals, walk).into()
+    }
+
     /// Its own labels of the `at`th of `of` numbers, unless it has no such combination.
     pub fn own_labels(&self, at: usize, of: usize) -> Option<Vec<(&'static str, &'static str)>> {
         let mut rest = of;
@@ -172,11 +226,11 @@ pub const OWNER_LABELS: [&str; 3] = ["container", "pod", "namespace"];
 
 macro_rules! table {
     ($($name:literal $kind:ident $([$($label:expr),+])? { help: $help:literal, source: $source:literal,
-        program: $program:literal, $(unless: $unless:literal,)? fields: [$($field:ident),*], read: $read:expr })*) => {
+        program: $program:literal, $(unless: $unless:literal,)? fields: [$($field:ident),*], kept: $kept:expr })*) => {
         /// One row for each metric of a container.
         pub const METRICS: &[Metric] = &[$(Metric {
             name: $name, kind: Kind::$kind, labels: &[$($($label),+)?], help: $help, source: $source,
-            program: $program, unless: table!(@unless $($unless)?), read: $read,
+            program: $program, unless: table!(@unless $($unless)?), kept: $kept,
         }),*];
 
         /// Fails to compile when a field of the record has no row.
@@ -191,200 +245,200 @@ table! {
         help: "Round-trip times: at most one sample a round trip, and one a millisecond, of each connection.",
         source: "tcp_sock.rack.rtt_us (without SACK: srtt_us), when tcp_sock.rtt_seq moved",
         program: "rtt", fields: [rtt],
-        read: |t, _| distribution(&Scale::RTT, &t.rtt.slots, t.rtt.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::RTT, &t.rtt.slots, t.rtt.sum_us)
     }
     "tcptide_connect_duration_seconds" Histogram {
         help: "From the first SYN to the completed handshake, of connections this container began.",
         source: "inet_sock_set_state: SYN_SENT to ESTABLISHED",
         program: "lifecycle", fields: [connect],
-        read: |t, _| distribution(&Scale::CONNECT, &t.connect.slots, t.connect.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.connect.slots, t.connect.sum_us)
     }
     "tcptide_first_byte_seconds" Histogram {
         help: "From the completed handshake to the first payload received, on connections this container began: request, path and answer.",
         source: "tcp_probe: first segment with payload",
         program: "rtt", fields: [first_byte],
-        read: |t, _| distribution(&Scale::CONNECT, &t.first_byte.slots, t.first_byte.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.first_byte.slots, t.first_byte.sum_us)
     }
     "tcptide_response_seconds" Histogram {
         help: "From the last data sent to the next data received, on connections this container began: at most one sample a millisecond of each connection.",
         source: "tcp_probe: segment with payload; tcp_sock.tcp_wstamp_ns",
         program: "rtt", fields: [response],
-        read: |t, _| distribution(&Scale::CONNECT, &t.response.slots, t.response.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.response.slots, t.response.sum_us)
     }
     "tcptide_handshake_duration_seconds" Histogram {
         help: "From the SYN received to the completed handshake, of connections to this container. Of those made by SYN cookies it is what the kernel reckons from time stamps: too long by some 60 ms at times.",
         source: "inet_sock_set_state: first tcp_sock.srtt_us; after a SYN-ACK sent again tcp_request_sock.snt_synack",
         program: "lifecycle", fields: [handshake],
-        read: |t, _| distribution(&Scale::CONNECT, &t.handshake.slots, t.handshake.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.handshake.slots, t.handshake.sum_us)
     }
     "tcptide_accept_wait_seconds" Histogram {
         help: "From the completed handshake to accept(), of connections to this container.",
         source: "inet_csk_accept",
         program: "accepted", fields: [accept_wait],
-        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
     }
     "tcptide_accept_wait_bound_seconds" Histogram {
         help: "Instead of tcptide_accept_wait_seconds where the kernel takes no program at accept(): an upper bound, from the completed handshake to when the connection was first seen in use: data arriving or read, a look, its end.",
         source: "sock.sk_socket",
         program: "lifecycle", unless: "accepted", fields: [],
-        read: |t, _| distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.accept_wait.slots, t.accept_wait.sum_us)
     }
     "tcptide_read_delay_seconds" Histogram {
         help: "From data ready to be read to its being read: a slow application, not a slow network. Only with --read-delay.",
         source: "tcp_probe: segment with payload that nothing waits before; tcp_rcv_space_adjust",
         program: "used", fields: [read_delay],
-        read: |t, _| distribution(&Scale::CONNECT, &t.read_delay.slots, t.read_delay.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::CONNECT, &t.read_delay.slots, t.read_delay.sum_us)
     }
     "tcptide_connection_duration_seconds" Histogram {
         help: "From opening to end, of connections that ended and were seen to open.",
         source: "inet_sock_set_state",
         program: "lifecycle", fields: [lifetime],
-        read: |t, _| distribution(&Scale::LIFETIME, &t.lifetime.slots, t.lifetime.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::LIFETIME, &t.lifetime.slots, t.lifetime.sum_us)
     }
     "tcptide_connections" Gauge [Label { name: "state", values: &COUNTED_STATES }] {
         help: "Sockets by TCP state; syn_recv is what waits half-open at listeners. TIME_WAIT has no owner.",
         source: "walk of the sockets; request_sock_queue.qlen",
         program: "walk", fields: [connections, walk],
-        read: |t, walk| Reading::Each(t.connections.iter().map(|&n| if t.walk == walk { n.into() } else { 0 }).collect())
+        kept: |t, walk| Kept::EachOfFew(if t.walk == walk { &t.connections } else { &[0; COUNTED_STATES.len()] })
     }
     "tcptide_accept_queue_connections" Gauge {
         help: "Connections that wait for accept(), at all listeners together.",
         source: "walk of the sockets; sock.sk_ack_backlog",
         program: "walk", fields: [accept_queue],
-        read: |t, walk| Reading::One(if t.walk == walk { t.accept_queue.into() } else { 0 })
+        kept: |t, walk| Kept::One(if t.walk == walk { t.accept_queue.into() } else { 0 })
     }
     "tcptide_accept_queue_limit" Gauge {
         help: "How many connections the accept queues of all listeners together may hold.",
         source: "walk of the sockets; sock.sk_max_ack_backlog",
         program: "walk", fields: [accept_limit],
-        read: |t, walk| Reading::One(if t.walk == walk { t.accept_limit.into() } else { 0 })
+        kept: |t, walk| Kept::One(if t.walk == walk { t.accept_limit.into() } else { 0 })
     }
     "tcptide_listen_drops_total" Counter {
         help: "Packets that listeners turned away, most often for a full accept queue: SYNs, last segments of handshakes (each may count twice), and SYNs that came again. More than the kernel's ListenDrops.",
         source: "sock.sk_drops",
-        program: "walk", fields: [listen_drops], read: |t, _| Reading::One(t.listen_drops)
+        program: "walk", fields: [listen_drops], kept: |t, _| Kept::One(t.listen_drops)
     }
     "tcptide_listen_overflows_total" Counter {
         help: "Times that an accept queue was full when somebody came: SYNs, and last segments of handshakes. As the kernel's ListenOverflows.",
         source: "tcp_conn_request, tcp_v4_syn_recv_sock, tcp_v6_syn_recv_sock",
-        program: "overflow_syn", fields: [listen_overflows], read: |t, _| Reading::One(t.listen_overflows)
+        program: "overflow_syn", fields: [listen_overflows], kept: |t, _| Kept::One(t.listen_overflows)
     }
     "tcptide_opened_total" Counter [Label { name: "direction", values: &DIRECTIONS }] {
         help: "Connections opened: a connect begun (active), or a handshake completed at a listener (passive).",
         source: "inet_sock_set_state",
-        program: "lifecycle", fields: [opened], read: |t, _| Reading::Each(t.opened.to_vec())
+        program: "lifecycle", fields: [opened], kept: |t, _| Kept::Each(&t.opened)
     }
     "tcptide_closed_total" Counter [Label { name: "reason", values: &CLOSE_REASONS }] {
         help: "Established connections that ended.",
         source: "inet_sock_set_state: to CLOSE, with sock.sk_err",
-        program: "lifecycle", fields: [closed], read: |t, _| Reading::Each(t.closed.to_vec())
+        program: "lifecycle", fields: [closed], kept: |t, _| Kept::Each(&t.closed)
     }
     "tcptide_connect_failures_total" Counter [Label { name: "reason", values: &FAIL_REASONS }] {
         help: "Connects that ended without being established; canceled: closed by the application itself.",
         source: "inet_sock_set_state: SYN_SENT to CLOSE, with sock.sk_err",
-        program: "lifecycle", fields: [connect_failures], read: |t, _| Reading::Each(t.connect_failures.to_vec())
+        program: "lifecycle", fields: [connect_failures], kept: |t, _| Kept::Each(&t.connect_failures)
     }
     "tcptide_sent_bytes_total" Counter {
         help: "Payload bytes sent, each once: without retransmissions, SYN and FIN.",
         source: "tcp_sock.bytes_sent - bytes_retrans",
-        program: "walk", fields: [sent_bytes], read: |t, _| Reading::One(t.sent_bytes)
+        program: "walk", fields: [sent_bytes], kept: |t, _| Kept::One(t.sent_bytes)
     }
     "tcptide_acked_bytes_total" Counter {
         help: "Payload bytes that peers acknowledged.",
         source: "tcp_sock.bytes_acked, without SYN and FIN",
-        program: "walk", fields: [acked_bytes], read: |t, _| Reading::One(t.acked_bytes)
+        program: "walk", fields: [acked_bytes], kept: |t, _| Kept::One(t.acked_bytes)
     }
     "tcptide_received_bytes_total" Counter {
         help: "Payload bytes received in order, read by the application or not.",
         source: "tcp_sock.bytes_received, without the FIN",
-        program: "walk", fields: [received_bytes], read: |t, _| Reading::One(t.received_bytes)
+        program: "walk", fields: [received_bytes], kept: |t, _| Kept::One(t.received_bytes)
     }
     "tcptide_sent_segments_total" Counter {
         help: "Segments sent, empty and repeated ones too.",
         source: "tcp_sock.segs_out",
-        program: "walk", fields: [sent_segments], read: |t, _| Reading::One(t.sent_segments)
+        program: "walk", fields: [sent_segments], kept: |t, _| Kept::One(t.sent_segments)
     }
     "tcptide_received_segments_total" Counter {
         help: "Segments received.",
         source: "tcp_sock.segs_in",
-        program: "walk", fields: [received_segments], read: |t, _| Reading::One(t.received_segments)
+        program: "walk", fields: [received_segments], kept: |t, _| Kept::One(t.received_segments)
     }
     "tcptide_retransmitted_segments_total" Counter [Label { name: "kind", values: &RETRANSMITS }] {
         help: "Segments sent again: timer (rto), tail loss probe (tlp), recovery (fast), handshake (syn, synack), or untold (other).",
         source: "tcp_retransmit_skb, tcp_retransmit_synack; tcp_sock.total_retrans",
         program: "retransmit", fields: [retransmitted_segments],
-        read: |t, _| Reading::Each(t.retransmitted_segments.to_vec())
+        kept: |t, _| Kept::Each(&t.retransmitted_segments)
     }
     "tcptide_lost_segments_total" Counter {
         help: "Segments that senders held for lost.",
         source: "tcp_sock.lost",
-        program: "walk", fields: [lost_segments], read: |t, _| Reading::One(t.lost_segments)
+        program: "walk", fields: [lost_segments], kept: |t, _| Kept::One(t.lost_segments)
     }
     "tcptide_duplicate_segments_total" Counter {
         help: "Segments that arrived at the peer more than once, as it said (DSACK): sent again without need.",
         source: "tcp_sock.dsack_dups",
-        program: "walk", fields: [duplicate_segments], read: |t, _| Reading::One(t.duplicate_segments)
+        program: "walk", fields: [duplicate_segments], kept: |t, _| Kept::One(t.duplicate_segments)
     }
     "tcptide_reorderings_total" Counter {
         help: "Times that segments were found to arrive at the peer in another order.",
         source: "tcp_sock.reord_seen",
-        program: "walk", fields: [reorderings], read: |t, _| Reading::One(t.reorderings)
+        program: "walk", fields: [reorderings], kept: |t, _| Kept::One(t.reorderings)
     }
     "tcptide_ce_marked_segments_total" Counter {
         help: "Segments delivered with a congestion mark, on connections with ECN.",
         source: "tcp_sock.delivered_ce",
-        program: "walk", fields: [ce_marked_segments], read: |t, _| Reading::One(t.ce_marked_segments)
+        program: "walk", fields: [ce_marked_segments], kept: |t, _| Kept::One(t.ce_marked_segments)
     }
     "tcptide_limited_seconds_total" Counter [Label { name: "by", values: &[Some("nothing"), Some("rwnd"), Some("sndbuf")] }] {
         help: "Time connections had data to send, by what they waited for: the peer's window (rwnd), room in the own send buffer (sndbuf), or no more than acknowledgements (nothing).",
         source: "tcp_sock.chrono_stat",
-        program: "walk", fields: [limited_us], read: |t, _| Reading::EachMicroseconds(t.limited_us.to_vec())
+        program: "walk", fields: [limited_us], kept: |t, _| Kept::EachMicroseconds(&t.limited_us)
     }
     "tcptide_zero_windows_total" Counter [Label { name: "of", values: &[Some("peer"), Some("own")] }] {
         help: "Times that a receive window was seen closed: the peer's, or the own while a segment arrived or somebody looked.",
         source: "tcp_probe and walk: tcp_sock.snd_wnd, rcv_wnd",
-        program: "rtt", fields: [zero_windows], read: |t, _| Reading::Each(t.zero_windows.to_vec())
+        program: "rtt", fields: [zero_windows], kept: |t, _| Kept::Each(&t.zero_windows)
     }
     "tcptide_zero_window_seconds_total" Counter [Label { name: "of", values: &[Some("peer"), Some("own")] }] {
         help: "Time that receive windows were closed, to a tick of the kernel's clock.",
         source: "tcp_probe and walk: tcp_sock.rcv_tstamp, icsk_ack.lrcvtime, tcp_wstamp_ns",
-        program: "rtt", fields: [zero_window_us], read: |t, _| Reading::EachMicroseconds(t.zero_window_us.to_vec())
+        program: "rtt", fields: [zero_window_us], kept: |t, _| Kept::EachMicroseconds(&t.zero_window_us)
     }
     "tcptide_receive_collapses_total" Counter {
         help: "Times that segments in a receive buffer were squeezed together to save memory.",
         source: "tcp_collapse",
-        program: "collapsed", fields: [receive_collapses], read: |t, _| Reading::One(t.receive_collapses)
+        program: "collapsed", fields: [receive_collapses], kept: |t, _| Kept::One(t.receive_collapses)
     }
     "tcptide_congestion_entered_total" Counter [Label { name: "state", values: &CONGESTION_STATES }] {
         help: "Times that connections entered congestion states other than open.",
         source: "tcp_cong_state_set",
-        program: "congestion", fields: [congestion_entered], read: |t, _| Reading::Each(t.congestion_entered.to_vec())
+        program: "congestion", fields: [congestion_entered], kept: |t, _| Kept::Each(&t.congestion_entered)
     }
     "tcptide_congestion_seconds_total" Counter [Label { name: "state", values: &CONGESTION_STATES }] {
         help: "Time that connections were in congestion states other than open, counted when they leave them.",
         source: "tcp_cong_state_set",
-        program: "congestion", fields: [congestion_us], read: |t, _| Reading::EachMicroseconds(t.congestion_us.to_vec())
+        program: "congestion", fields: [congestion_us], kept: |t, _| Kept::EachMicroseconds(&t.congestion_us)
     }
     "tcptide_fast_open_total" Counter [Label { name: "result", values: &FAST_OPEN_NAMES }] {
         help: "Ended connections that had tried TCP Fast Open: the data in the SYN was taken (used), there was no cookie yet (no_cookie), the peer did not take it (not_taken), or the SYN had to be sent again (syn_lost).",
         source: "tcp_sock.syn_data, syn_data_acked, fastopen_client_fail",
-        program: "lifecycle", fields: [fast_open], read: |t, _| Reading::EachSeen(t.fast_open.to_vec())
+        program: "lifecycle", fields: [fast_open], kept: |t, _| Kept::EachSeen(&t.fast_open)
     }
     "tcptide_queueing_delay_seconds" Histogram {
         help: "How long segments wait on their way: smoothed RTT less the least one; acknowledgements that a receiver holds back count, too. A sample of each connection that moved since the last look, and one at its end.",
         source: "tcp_sock.srtt_us, rtt_min",
         program: "walk", fields: [queueing],
-        read: |t, _| distribution(&Scale::RTT, &t.queueing.slots, t.queueing.sum_us)
+        kept: |t, _| Kept::Distribution(&Scale::RTT, &t.queueing.slots, t.queueing.sum_us)
     }
     "tcptide_dropped_packets_total" Counter [Label { name: "reason", values: &DROPS }] {
         help: "TCP packets that the kernel dropped, sent or received, by its own names of reasons. Those of no socket are of the container whose network namespace they were in, if it is one container's, else ~unattributed; before Linux 6.11 not_specified has what nobody read before a close, too.",
         source: "kfree_skb: enum skb_drop_reason",
-        program: "drop", fields: [dropped_packets], read: |t, _| Reading::EachSeen(t.dropped_packets.to_vec())
+        program: "drop", fields: [dropped_packets], kept: |t, _| Kept::EachSeen(&t.dropped_packets)
     }
     "tcptide_resets_total" Counter [Label { name: "direction", values: &[Some("sent"), Some("received")] }] {
         help: "RSTs sent and received. One sent for no socket, such as from a closed port, is of the container whose network namespace it left, if it is one container's, else ~unattributed.",
         source: "tcp_send_reset, tcp_receive_reset",
-        program: "reset_sent", fields: [resets], read: |t, _| Reading::Each(t.resets.to_vec())
+        program: "reset_sent", fields: [resets], kept: |t, _| Kept::Each(&t.resets)
     }
     "tcptide_resets_by_state_total" Counter [
         Label { name: "direction", values: &[Some("sent"), Some("received")] },
@@ -392,12 +446,8 @@ table! {
     ] {
         help: "The same by the state that the connection was in. Sent: none is a refusal where nobody listens, listen turns away a half-open connection, the others are aborts. Received: syn_sent is a refusal.",
         source: "tcp_send_reset, tcp_receive_reset; sock.skc_state",
-        program: "reset_sent", fields: [resets_by_state], read: |t, _| Reading::EachSeen(t.resets_by_state.to_vec())
+        program: "reset_sent", fields: [resets_by_state], kept: |t, _| Kept::EachSeen(&t.resets_by_state)
     }
-}
-
-fn distribution(scale: &'static Scale, counts: &[u64], sum_us: u64) -> Reading {
-    Reading::Distribution(Histogram::from_counts(scale, counts.iter().copied(), sum_us))
 }
 
 const DIRECTIONS: [Option<&str>; 3] = [None, Some("active"), Some("passive")];
@@ -624,7 +674,11 @@ mod tests {
     #[test]
     fn every_reading_fits_its_label() {
         for metric in METRICS {
-            match (metric.read)(&Totals::default(), 0) {
+            let (totals, mut kept) = (Totals::default(), Vec::new());
+            (metric.kept)(&totals, 0).append_to(&mut kept);
+            let reading = metric.read(&totals, 0);
+            assert_eq!(reading.all().count(), kept.len(), "{}", metric.name);
+            match reading {
                 Reading::Each(values) | Reading::EachSeen(values) | Reading::EachMicroseconds(values) => {
                     assert!(!metric.labels.is_empty(), "{}", metric.name);
                     let combinations =

@@ -166,7 +166,7 @@ impl Shape {
 
     /// As many series as one set of labels with one cgroup may have.
     pub(crate) fn most(&self) -> usize {
-        let all = |metric: &Metric| match (metric.read)(&Totals::default(), 0) {
+        let all = |metric: &Metric| match metric.read(&Totals::default(), 0) {
             Reading::EachSeen(numbers) => Reading::EachSeen(vec![1; numbers.len()]),
             reading => reading,
         };
@@ -549,7 +549,7 @@ mod tests {
     fn sample(name: &str, totals: &Totals) -> Sample {
         Sample {
             labels: Labels { container: name.to_owned(), pod: String::new(), namespace: String::new() },
-            readings: METRICS.iter().map(|metric| (metric.read)(totals, 1)).collect(),
+            readings: METRICS.iter().map(|metric| metric.read(totals, 1)).collect(),
             containers: Vec::new(),
         }
     }

@@ -2,7 +2,7 @@
 //! walk.
 
 use std::{
-    collections::HashMap,
+    cmp::Reverse,
     mem,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,7 +13,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use model::{
     container::Container,
@@ -554,7 +553,7 @@ impl Worker {
         let walk = self.count()?;
         let layout = Layout::of(&self.measured(metrics));
         let nothing = Totals::default();
-        let mut by_owner = HashMap::<u64, (u64, totals::Counted), RandomState>::default();
+        let mut all = Vec::new();
         self.each_total(|id, totals| {
             let container = owner_of(&self.directory, id);
             let subject = Subject { cgroup_id: Some(id), ..container.subject() };
@@ -564,26 +563,24 @@ impl Worker {
             let segments = totals.sent_segments + totals.received_segments;
             let metrics = Metrics::of(totals, walk.number, &layout);
             let live = self.directory.is_live(id);
-            match by_owner.get_mut(&container.cgroup_id) {
-                Some((sum, counted)) => {
-                    *sum += segments;
-                    counted.live |= live;
-                    counted.metrics.add(&metrics);
-                }
-                None => {
-                    let counted = totals::Counted { container, live, metrics };
-                    by_owner.insert(counted.container.cgroup_id, (segments, counted));
-                }
-            }
+            all.push((container.cgroup_id, segments, totals::Counted { container, live, metrics }));
         })?;
-        let mut containers: Vec<_> = by_owner.into_values().collect();
-        containers.sort_by(|(a, one), (b, other)| {
-            b.cmp(a).then_with(|| one.container.cgroup_id.cmp(&other.container.cgroup_id))
+        all.sort_by_key(|(owner, ..)| *owner);
+        // A container's cgroups are together now.
+        all.dedup_by(|(one, more, other), (owner, segments, counted)| {
+            let is_same = one == owner;
+            if is_same {
+                *segments += *more;
+                counted.live |= other.live;
+                counted.metrics.add(&other.metrics);
+            }
+            is_same
         });
+        all.sort_by_key(|(_, segments, _)| Reverse(*segments));
         Ok(totals::Totals {
             time: Timestamp::now(),
             seconds: self.began.elapsed().as_secs_f64(),
-            containers: containers.into_iter().map(|(_, counted)| counted).collect(),
+            containers: all.into_iter().map(|(.., counted)| counted).collect(),
         })
     }
 

@@ -29,7 +29,7 @@ impl Packed {
     pub(super) fn of_totals(totals: &Totals, walk: u32) -> Self {
         let mut all = Packing::default();
         for (at, metric) in METRICS.iter().enumerate() {
-            all.put_reading(at, &(metric.read)(totals, walk));
+            all.put_reading(at, &metric.read(totals, walk));
         }
         all.packed()
     }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn read(totals: &Totals) -> Vec<Reading> {
-        METRICS.iter().map(|metric| (metric.read)(totals, 5)).collect()
+        METRICS.iter().map(|metric| metric.read(totals, 5)).collect()
     }
 
     proptest! {

@@ -176,7 +176,7 @@ impl Series {
         // Who still sends them has them.
         self.samples = Arc::default();
         for (id, totals) in totals {
-            let readings = METRICS.iter().map(|metric| (metric.read)(&totals, walk)).collect();
+            let readings = METRICS.iter().map(|metric| metric.read(&totals, walk)).collect();
             if id == CGROUP_OTHER {
                 of_kernel = (*totals != Totals::default()).then_some(readings);
                 continue;
