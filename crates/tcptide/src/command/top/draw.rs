@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -148,16 +147,16 @@ fn path(state: &State, canvas: &mut Canvas<'_>) {
 
 fn list(state: &State, canvas: &mut Canvas<'_>, bottom: u16, drawn: &mut Drawn) {
     let room = usize::from(bottom.saturating_sub(ABOVE));
-    let shown = state.shown();
+    let count = state.shown().len();
     let at = state.chosen();
     // As little as possible is moved.
     let least = (at + 1).saturating_sub(room);
-    let first = state.drawn.first.clamp(least, at.max(least)).min(shown.len().saturating_sub(room));
-    let rows = &shown[first..shown.len().min(first + room)];
+    let first = state.drawn.first.clamp(least, at.max(least)).min(count.saturating_sub(room));
+    let rows: Vec<_> = state.shown().skip(first).take(room).collect();
     drawn.first = first;
     drawn.rows = room;
     let width = usize::from(canvas.area.width);
-    table(state, rows, canvas, Some(width), drawn);
+    table(state, &rows, canvas, Some(width), drawn);
     for (line, number) in (first..first + rows.len()).enumerate() {
         let y = ABOVE + line as u16;
         let area = Rect { y: canvas.area.y + y, height: 1, ..canvas.area };
@@ -166,7 +165,7 @@ fn list(state: &State, canvas: &mut Canvas<'_>, bottom: u16, drawn: &mut Drawn) 
             canvas.mark(y, Modifier::REVERSED);
         }
     }
-    if shown.is_empty() && bottom > ABOVE {
+    if rows.is_empty() && bottom > ABOVE {
         let text = match (state.status.answered, &state.filter) {
             (None, _) => "looking",
             (_, filter) if !filter.is_empty() => "nothing has that in it (Esc: no filter)",
@@ -189,7 +188,7 @@ fn head(state: &State, column: usize, of: &Column) -> String {
 }
 
 /// Heads and rows, with as many columns as there is room for.
-fn table(state: &State, rows: &[Rc<Row>], canvas: &mut Canvas<'_>, limit: Option<usize>, drawn: &mut Drawn) {
+fn table(state: &State, rows: &[&Row], canvas: &mut Canvas<'_>, limit: Option<usize>, drawn: &mut Drawn) {
     let layout = layout(state, rows, limit);
     place(state, rows, &layout, canvas);
     for (column, start, width) in layout.places() {
@@ -198,7 +197,7 @@ fn table(state: &State, rows: &[Rc<Row>], canvas: &mut Canvas<'_>, limit: Option
     }
 }
 
-fn place(state: &State, rows: &[Rc<Row>], layout: &Layout, canvas: &mut Canvas<'_>) {
+fn place(state: &State, rows: &[&Row], layout: &Layout, canvas: &mut Canvas<'_>) {
     let columns = state.view().columns();
     for (column, start, width) in layout.places() {
         let mut put = |y: u16, text: &str, role| {
@@ -218,7 +217,7 @@ fn place(state: &State, rows: &[Rc<Row>], layout: &Layout, canvas: &mut Canvas<'
 }
 
 /// Columns are as wide as usual, or as what is in them.
-fn layout(state: &State, rows: &[Rc<Row>], limit: Option<usize>) -> Layout {
+fn layout(state: &State, rows: &[&Row], limit: Option<usize>) -> Layout {
     let columns = state.view().columns();
     let wanted: Vec<usize> = columns
         .iter()
@@ -307,14 +306,14 @@ fn help(canvas: &mut Canvas<'_>) {
 
 /// One screen of all rows as plain text. Without a width, nothing is cut.
 pub(super) fn plain(state: &State, width: Option<usize>) -> String {
-    let rows = state.shown();
-    let layout = layout(state, rows, width);
+    let rows: Vec<_> = state.shown().collect();
+    let layout = layout(state, &rows, width);
     let natural = layout.places().map(|(_, start, width)| start + width).max().unwrap_or(0);
     let width = width.unwrap_or(natural).clamp(1, usize::from(u16::MAX)) as u16;
     let mut text = String::new();
     // A buffer has no more than 65,535 cells' worth of places in some of its sums: one row at a time.
     let area = Rect::new(0, 0, width, ABOVE + 1);
-    let mut line = |rows: &[Rc<Row>], y: u16| {
+    let mut line = |rows: &[&Row], y: u16| {
         let mut buffer = Buffer::empty(area);
         let mut canvas = Canvas { buffer: &mut buffer, area, palette: Palette::PLAIN };
         place(state, rows, &layout, &mut canvas);
@@ -323,7 +322,7 @@ pub(super) fn plain(state: &State, width: Option<usize>) -> String {
     };
     line(&[], ABOVE - 1);
     for row in rows {
-        line(std::slice::from_ref(row), ABOVE);
+        line(&[row], ABOVE);
     }
     text
 }

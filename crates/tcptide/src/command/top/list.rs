@@ -1,6 +1,6 @@
 //! What every list on the screen is made of: rows of values, which are shown, sorted and searched alike.
 
-use std::{borrow::Borrow, cmp::Ordering, net::IpAddr, sync::Arc};
+use std::{cmp::Ordering, net::IpAddr, rc::Rc, sync::Arc};
 
 use jiff::{Timestamp, tz::TimeZone};
 use model::container::{Container, sanitize};
@@ -29,7 +29,8 @@ pub(super) enum Unit {
 /// One cell.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    Text(String),
+    /// `None`: there is nothing to tell.
+    Text(Option<Rc<str>>),
     /// `None`: not measured.
     Number(Option<f64>, Unit),
     /// The latest values, the oldest first; `None`: nothing was measured then.
@@ -39,7 +40,7 @@ pub(super) enum Value {
 impl Value {
     /// A text with nothing in it that a terminal would obey.
     pub(super) fn text(text: &str) -> Self {
-        Self::Text(sanitize(text).into_owned())
+        Self::Text((!text.is_empty()).then(|| sanitize(text).into()))
     }
 
     pub(super) fn number(number: Option<u64>, unit: Unit) -> Self {
@@ -49,8 +50,8 @@ impl Value {
     /// As people read it, in so many columns if it is a curve; `-` where nothing is known.
     pub(super) fn shown(&self, width: usize, zone: &TimeZone) -> String {
         match self {
-            Self::Text(text) if !text.is_empty() => text.clone(),
-            Self::Text(_) | Self::Number(None, _) => "-".to_owned(),
+            Self::Text(Some(text)) => text.to_string(),
+            Self::Text(None) | Self::Number(None, _) => "-".to_owned(),
             Self::Number(Some(number), unit) => match unit {
                 Unit::PerSecond if *number > 0.0 && *number < 9.95 => format!("{number:.1}"),
                 Unit::Count | Unit::PerSecond => units::count(number.round() as u64),
@@ -68,7 +69,7 @@ impl Value {
     /// What comes first if nothing else is asked for: names by the alphabet, the largest number, what is not known last.
     fn order(&self, other: &Self) -> Ordering {
         match (self, other) {
-            (Self::Text(a), Self::Text(b)) => (a.is_empty(), a).cmp(&(b.is_empty(), b)),
+            (Self::Text(a), Self::Text(b)) => (a.is_none(), a).cmp(&(b.is_none(), b)),
             (Self::Number(a, _), Self::Number(b, _)) => {
                 let key = |number: &Option<f64>| number.unwrap_or(f64::MIN);
                 key(b).total_cmp(&key(a))
@@ -150,7 +151,9 @@ impl Row {
 
     /// Whether one of its texts has this in it, whatever the case.
     pub(super) fn has(&self, text: &str) -> bool {
-        self.cells.iter().any(|cell| matches!(cell, Value::Text(cell) if cell.to_lowercase().contains(text)))
+        let has =
+            |cell: &Value| matches!(cell, Value::Text(Some(cell)) if cell.to_lowercase().contains(text));
+        self.cells.iter().any(has)
     }
 
     pub(super) fn role(&self, column: usize) -> Option<Role> {
@@ -170,19 +173,15 @@ impl Sort {
         Self { column, reversed: false }
     }
 
-    /// Sorts rows; those that are equal in this column stay by their first.
-    pub(super) fn sort<R: Borrow<Row>>(self, rows: &mut [R]) {
-        let of =
-            |row: &Row, column: usize, other: &Row| match (row.cells.get(column), other.cells.get(column)) {
-                (Some(a), Some(b)) => a.order(b),
-                _ => Ordering::Equal,
-            };
-        rows.sort_by(|a, b| {
-            let (a, b) = (a.borrow(), b.borrow());
-            let order = of(a, self.column, b);
-            let order = if self.reversed { order.reverse() } else { order };
-            order.then_with(|| of(a, 0, b))
-        });
+    /// Which of two rows comes first; those that are equal in this column stay by their first.
+    pub(super) fn order(self, a: &Row, b: &Row) -> Ordering {
+        let of = |column: usize| match (a.cells.get(column), b.cells.get(column)) {
+            (Some(a), Some(b)) => a.order(b),
+            _ => Ordering::Equal,
+        };
+        let order = of(self.column);
+        let order = if self.reversed { order.reverse() } else { order };
+        order.then_with(|| of(0))
     }
 }
 
@@ -270,11 +269,11 @@ mod tests {
         let names = |rows: &[Row]| -> String {
             rows.iter().map(|row| row.cells[0].shown(0, &TimeZone::UTC)).collect()
         };
-        Sort::by(1).sort(&mut rows);
+        rows.sort_by(|a, b| Sort::by(1).order(a, b));
         assert_eq!(names(&rows), "dabc");
-        Sort { column: 1, reversed: true }.sort(&mut rows);
+        rows.sort_by(|a, b| Sort { column: 1, reversed: true }.order(a, b));
         assert_eq!(names(&rows), "cabd");
-        Sort::by(0).sort(&mut rows);
+        rows.sort_by(|a, b| Sort::by(0).order(a, b));
         assert_eq!(names(&rows), "abcd");
     }
 

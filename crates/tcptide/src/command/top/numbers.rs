@@ -1,15 +1,16 @@
 //! What is made of two answers, one after the other: rows with rates.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     iter, mem,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
 };
 
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use model::{
     connection::{Connection, Direction, Event, LISTEN},
+    container::Container,
     histogram::{Histogram, Scale},
 };
 
@@ -54,18 +55,42 @@ pub(super) struct Memory {
     last_event: u64,
 }
 
+/// What a container's row has of the container itself.
+struct About {
+    container: Arc<Container>,
+    name: Value,
+    opens: Opens,
+}
+
+impl About {
+    fn new(container: Arc<Container>) -> Self {
+        let (name, opens) = (Value::text(&owner(&container)), Opens::Container(container.whole()));
+        Self { container, name, opens }
+    }
+}
+
 /// A container as it was.
 struct Seen {
+    about: About,
     metrics: Metrics,
     /// The medians of its round trips at the latest looks.
     curve: VecDeque<Option<u64>>,
+    /// Whether this look has it, too.
+    is_there: bool,
+}
+
+impl Seen {
+    /// As it was before it was there: all that it has counted is new.
+    fn nothing(container: Arc<Container>) -> Self {
+        let metrics = iter::empty().collect();
+        Self { about: About::new(container), metrics, curve: VecDeque::new(), is_there: false }
+    }
 }
 
 /// What was counted within so many seconds.
 struct Since<'a> {
     now: &'a Metrics,
-    /// Of who was not there then: all was counted since.
-    earlier: Option<&'a Metrics>,
+    earlier: &'a Metrics,
     seconds: f64,
 }
 
@@ -80,9 +105,9 @@ macro_rules! place {
 impl Since<'_> {
     /// What a counter's numbers have grown by, as [`Metrics::numbers`] tells them.
     fn numbers(&self, place: usize) -> Option<impl Iterator<Item = u64>> {
-        let earlier = self.earlier.and_then(|earlier| earlier.numbers(place)).unwrap_or_default();
-        let earlier = earlier.iter().copied().chain(iter::repeat(0));
-        Some(self.now.numbers(place)?.iter().zip(earlier).map(|(now, earlier)| now.saturating_sub(earlier)))
+        let earlier = self.earlier.numbers(place).unwrap_or_default();
+        let grown = |(at, now): (usize, &u64)| now.saturating_sub(earlier.get(at).copied().unwrap_or(0));
+        Some(self.now.numbers(place)?.iter().enumerate().map(grown))
     }
 
     fn sum(&self, place: usize) -> Option<u64> {
@@ -149,18 +174,23 @@ impl Memory {
         // An agent that was started anew counts from nothing.
         let before = self.seconds.replace(totals.seconds).filter(|before| *before < totals.seconds);
         let seconds = before.map(|before| totals.seconds - before);
-        let now = HashMap::with_capacity_and_hasher(totals.containers.len(), RandomState::default());
-        let mut before = mem::replace(&mut self.containers, now);
         let mut rows = Vec::with_capacity(totals.containers.len());
-        for counted in totals.containers {
-            let id = counted.container.cgroup_id;
-            let (earlier, curve) = before.remove(&id).map(|seen| (seen.metrics, seen.curve)).unzip();
-            let mut curve = curve.unwrap_or_default();
-            let since =
-                seconds.map(|seconds| Since { now: &counted.metrics, earlier: earlier.as_ref(), seconds });
-            rows.push(container_row(&counted, since.as_ref(), &mut curve));
-            self.containers.insert(id, Seen { metrics: counted.metrics, curve });
+        for Counted { container, metrics, .. } in totals.containers {
+            let seen = match self.containers.entry(container.cgroup_id) {
+                Entry::Vacant(new) => new.insert(Seen::nothing(container)),
+                Entry::Occupied(known) => {
+                    let seen = known.into_mut();
+                    if !Arc::ptr_eq(&seen.about.container, &container) {
+                        seen.about = About::new(container);
+                    }
+                    seen
+                }
+            };
+            rows.push(container_row(seen, &metrics, seconds));
+            seen.metrics = metrics;
+            seen.is_there = true;
         }
+        self.containers.retain(|_, seen| mem::take(&mut seen.is_there));
         rows
     }
 
@@ -264,8 +294,11 @@ fn seconds(then: Timestamp, now: Timestamp) -> Option<f64> {
     (seconds > 0.0).then_some(seconds)
 }
 
-fn container_row(counted: &Counted, since: Option<&Since<'_>>, curve: &mut VecDeque<Option<u64>>) -> Row {
-    let container = &counted.container;
+/// `seconds`: how long ago it was seen, if that tells anything.
+fn container_row(seen: &mut Seen, now: &Metrics, seconds: Option<f64>) -> Row {
+    let Seen { about: About { container, name, opens }, metrics, curve, .. } = seen;
+    let since = seconds.map(|seconds| Since { now, earlier: metrics, seconds });
+    let since = since.as_ref();
     let rtt = since.and_then(Since::round_trips);
     let median = rtt.as_ref().and_then(|rtt| rtt.quantile(0.5));
     // It begins with the first round trip.
@@ -278,7 +311,7 @@ fn container_row(counted: &Counted, since: Option<&Since<'_>>, curve: &mut VecDe
             curve.clear();
         }
     }
-    let live = connections(&counted.metrics);
+    let live = connections(now);
     let rate = |place| since.and_then(|since| since.rate(place));
     let failed = rate(place!("tcptide_connect_failures_total"));
     let retransmits = since.and_then(Since::retransmits);
@@ -287,7 +320,7 @@ fn container_row(counted: &Counted, since: Option<&Since<'_>>, curve: &mut VecDe
         (rate(place!("tcptide_sent_bytes_total")), rate(place!("tcptide_received_bytes_total")));
     let opened = rate(place!("tcptide_opened_total"));
     let cells = vec![
-        Value::text(&owner(container)),
+        name.clone(),
         Value::number(Some(live), Unit::Count),
         Value::Number(sent, Unit::Rate),
         Value::Number(received, Unit::Rate),
@@ -298,8 +331,7 @@ fn container_row(counted: &Counted, since: Option<&Since<'_>>, curve: &mut VecDe
         Value::text(limit.unwrap_or_default()),
         Value::Spark(curve.iter().copied().collect()),
     ];
-    let opens = Opens::Container(container.whole());
-    let mut row = Row::new(Id::Cgroup(container.cgroup_id), cells, opens);
+    let mut row = Row::new(Id::Cgroup(container.cgroup_id), cells, opens.clone());
     let is_something = |number: Option<f64>| number.is_some_and(|number| number > 0.0);
     row.idle = live == 0 && ![sent, received, failed, opened].into_iter().any(is_something);
     if retransmits.is_some_and(|share| share >= LOSSY) {

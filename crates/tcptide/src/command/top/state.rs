@@ -1,7 +1,6 @@
 //! What is shown: which list, of whom, sorted and filtered how, and which row is chosen. Nothing here reads or writes.
 
 use std::{
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -142,9 +141,9 @@ pub(super) struct State {
     sorts: Vec<Sort>,
     memory: Memory,
     /// All that came, unsorted.
-    rows: Vec<Rc<Row>>,
-    /// What is shown of it, sorted.
-    shown: Vec<Rc<Row>>,
+    rows: Vec<Row>,
+    /// What is shown of it, sorted: where it is there.
+    shown: Vec<usize>,
     /// The chosen row's number.
     at: usize,
     pub(super) drawn: Drawn,
@@ -193,8 +192,8 @@ impl State {
     }
 
     /// What is shown, sorted.
-    pub(super) fn shown(&self) -> &[Rc<Row>] {
-        &self.shown
+    pub(super) fn shown(&self) -> impl ExactSizeIterator<Item = &Row> {
+        self.shown.iter().map(|at| &self.rows[*at])
     }
 
     /// The chosen row's number.
@@ -288,7 +287,7 @@ impl State {
                 self.memory.events(new)
             }
         };
-        self.rows = rows.into_iter().map(Rc::new).collect();
+        self.rows = rows;
         self.arrange();
     }
 
@@ -296,12 +295,11 @@ impl State {
     fn arrange(&mut self) {
         let text = self.filter.to_lowercase();
         let sort = self.sort();
-        let wanted = |row: &&Rc<Row>| (self.all || !row.idle) && (text.is_empty() || row.has(&text));
-        let mut shown: Vec<_> = self.rows.iter().filter(wanted).cloned().collect();
-        sort.sort(&mut shown);
-        self.shown = shown;
+        let wanted = |row: &Row| (self.all || !row.idle) && (text.is_empty() || row.has(&text));
+        self.shown = (0..self.rows.len()).filter(|at| wanted(&self.rows[*at])).collect();
+        self.shown.sort_by(|a, b| sort.order(&self.rows[*a], &self.rows[*b]));
         let place =
-            self.place.chosen.as_ref().and_then(|chosen| self.shown.iter().position(|row| row.id == *chosen));
+            self.place.chosen.as_ref().and_then(|chosen| self.shown().position(|row| row.id == *chosen));
         self.at = place.unwrap_or(self.at).min(self.shown.len().saturating_sub(1));
         // Who has chosen nothing stays at the top, whoever is there.
         if place.is_none() && self.place.chosen.is_none() {
@@ -311,7 +309,8 @@ impl State {
 
     fn choose(&mut self, at: usize) {
         self.at = at.min(self.shown.len().saturating_sub(1));
-        self.place.chosen = self.shown.get(self.at).map(|row| row.id.clone());
+        let chosen = self.shown().nth(self.at).map(|row| row.id.clone());
+        self.place.chosen = chosen;
     }
 
     /// A key was pressed.
@@ -413,7 +412,7 @@ impl State {
 
     /// Looks closer at the chosen row.
     fn open(&mut self) {
-        let Some(row) = self.shown.get(self.at) else { return };
+        let Some(row) = self.shown().nth(self.at) else { return };
         let id = row.id.clone();
         let opens = row.opens.clone();
         let here = Place { chosen: Some(id), ..self.place.clone() };
@@ -552,7 +551,7 @@ pub(super) mod tests {
     }
 
     fn names(state: &State) -> String {
-        let shown = state.shown().iter().map(|row| row.cells[0].shown(0, &TimeZone::UTC));
+        let shown = state.shown().map(|row| row.cells[0].shown(0, &TimeZone::UTC));
         shown.collect::<Vec<_>>().join(" ")
     }
 
@@ -649,7 +648,7 @@ pub(super) mod tests {
         assert_eq!((of.cgroup_id, state.path().as_str()), (11, "Edges of db"));
         // What was asked before and comes late is not shown.
         state.answer(&Question::Containers, Ok(totals(5.0, &[("web", 1, 1)])), Instant::now());
-        assert!(state.shown().is_empty());
+        assert_eq!(state.shown().len(), 0);
         press(&mut state, "3");
         assert!(matches!(state.question(), Question::Connections(Some(_))));
         state.key(&key(KeyCode::Esc));
@@ -677,7 +676,7 @@ pub(super) mod tests {
     fn an_agent_that_began_anew_has_no_rates_until_the_second_look() {
         let mut state = shop();
         state.answer(&Question::Containers, Ok(totals(0.5, &[("web", 7, 1)])), Instant::now());
-        let shown = |state: &State| state.shown()[0].cells[2].shown(9, &TimeZone::UTC);
+        let shown = |state: &State| state.shown().next().unwrap().cells[2].shown(9, &TimeZone::UTC);
         assert_eq!(shown(&state), "-");
         state.answer(&Question::Containers, Ok(totals(1.5, &[("web", 7, 101)])), Instant::now());
         assert_eq!(shown(&state), "100B/s");
