@@ -53,9 +53,9 @@ pub(crate) struct Metrics {
     numbers: Box<[u64]>,
 }
 
-/// Where the numbers of each of [`METRICS`] are; nowhere, if it is not there.
+/// Which of [`METRICS`] there are, in their order, and where the numbers of each end.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Layout(Box<[Range<usize>]>);
+pub(crate) struct Layout(Box<[(usize, usize)]>);
 
 /// Which of [`METRICS`] has a name.
 static BY_NAME: LazyLock<HashMap<&str, usize, RandomState>> =
@@ -74,26 +74,26 @@ impl Layout {
     /// Those that are `shown`.
     pub(crate) fn of(shown: &[bool]) -> Arc<Self> {
         let mut end = 0;
-        let ranges = zeros().iter().zip(shown).map(|(zero, shown)| {
-            let start = end;
-            end += if *shown { zero.all().count() } else { 0 };
-            start..end
+        let shown = zeros().iter().zip(shown).enumerate().filter(|(_, (_, shown))| **shown);
+        let ends = shown.map(|(place, (zero, _))| {
+            end += zero.all().count();
+            (place, end)
         });
-        Arc::new(Self(ranges.collect()))
+        Arc::new(Self(ends.collect()))
     }
 
-    /// Those that there are, by their places in [`METRICS`].
-    fn each(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        self.0.iter().cloned().enumerate().filter(|(_, range)| !range.is_empty())
+    fn range(&self, at: usize) -> Range<usize> {
+        let before = at.checked_sub(1).map_or(0, |before| self.0[before].1);
+        before..self.0[at].1
     }
 }
 
 impl Metrics {
     /// What was read.
     pub(crate) fn of(totals: &Record, walk: u32, layout: &Arc<Layout>) -> Self {
-        let mut numbers = Vec::with_capacity(layout.0.last().map_or(0, |last| last.end));
-        for (place, _) in layout.each() {
-            (METRICS[place].kept)(totals, walk).append_to(&mut numbers);
+        let mut numbers = Vec::with_capacity(layout.0.last().map_or(0, |(_, end)| *end));
+        for (place, _) in &layout.0 {
+            (METRICS[*place].kept)(totals, walk).append_to(&mut numbers);
         }
         Self { layout: Arc::clone(layout), numbers: numbers.into() }
     }
@@ -111,8 +111,8 @@ impl Metrics {
 
     /// The numbers of one of them, as [`Reading::all`] tells them.
     pub(crate) fn numbers(&self, place: usize) -> Option<&[u64]> {
-        let range = self.layout.0.get(place).filter(|range| !range.is_empty())?;
-        self.numbers.get(range.clone())
+        let at = self.layout.0.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        self.numbers.get(self.layout.range(at))
     }
 
     /// All of them that there are.
@@ -121,12 +121,13 @@ impl Metrics {
     }
 
     fn each(&self) -> impl Iterator<Item = (usize, &[u64])> {
-        self.layout.each().map(|(place, range)| (place, &self.numbers[range]))
+        let places = self.layout.0.iter().enumerate();
+        places.map(|(at, (place, _))| (*place, &self.numbers[self.layout.range(at)]))
     }
 
     /// Without those that are not wanted.
     pub(crate) fn only(self, is_wanted: impl Fn(usize, &Metric) -> bool) -> Self {
-        if self.layout.each().all(|(place, _)| is_wanted(place, &METRICS[place])) {
+        if self.layout.0.iter().all(|(place, _)| is_wanted(*place, &METRICS[*place])) {
             return self;
         }
         let wanted = self.each().filter(|(place, _)| is_wanted(*place, &METRICS[*place]));
@@ -144,10 +145,10 @@ impl Metrics {
     /// What came since an earlier look. What only goes up and down stays as it is.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let mut now = self.clone();
-        for (place, range) in self.layout.each() {
-            let is_counter = METRICS[place].kind != model::metrics::Kind::Gauge;
-            if let (true, Some(earlier)) = (is_counter, earlier.numbers(place)) {
-                for (now, earlier) in now.numbers[range].iter_mut().zip(earlier) {
+        for (at, (place, _)) in self.layout.0.iter().enumerate() {
+            let is_counter = METRICS[*place].kind != model::metrics::Kind::Gauge;
+            if let (true, Some(earlier)) = (is_counter, earlier.numbers(*place)) {
+                for (now, earlier) in now.numbers[self.layout.range(at)].iter_mut().zip(earlier) {
                     *now = now.saturating_sub(*earlier);
                 }
             }
@@ -163,15 +164,11 @@ fn reading(place: usize, numbers: &[u64]) -> Reading {
 /// From their places in [`METRICS`], which rise, and what was read.
 impl FromIterator<(usize, Reading)> for Metrics {
     fn from_iter<I: IntoIterator<Item = (usize, Reading)>>(readings: I) -> Self {
-        let (mut layout, mut numbers) = (Vec::with_capacity(METRICS.len()), Vec::new());
+        let (mut layout, mut numbers) = (Vec::new(), Vec::new());
         for (place, reading) in readings {
-            // Those in between are not there.
-            layout.resize(place, numbers.len()..numbers.len());
-            let start = numbers.len();
             numbers.extend(reading.all());
-            layout.push(start..numbers.len());
+            layout.push((place, numbers.len()));
         }
-        layout.resize(METRICS.len(), numbers.len()..numbers.len());
         Self { layout: Arc::new(Layout(layout.into())), numbers: numbers.into() }
     }
 }

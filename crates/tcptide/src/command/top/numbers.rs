@@ -105,9 +105,10 @@ macro_rules! place {
 impl Since<'_> {
     /// What a counter's numbers have grown by, as [`Metrics::numbers`] tells them.
     fn numbers(&self, place: usize) -> Option<impl Iterator<Item = u64>> {
+        let now = self.now.numbers(place)?;
         let earlier = self.earlier.numbers(place).unwrap_or_default();
-        let grown = |(at, now): (usize, &u64)| now.saturating_sub(earlier.get(at).copied().unwrap_or(0));
-        Some(self.now.numbers(place)?.iter().enumerate().map(grown))
+        let new = now.iter().skip(earlier.len()).copied();
+        Some(now.iter().zip(earlier).map(|(now, earlier)| now.saturating_sub(*earlier)).chain(new))
     }
 
     fn sum(&self, place: usize) -> Option<u64> {
