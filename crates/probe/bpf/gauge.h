@@ -69,7 +69,10 @@ static __always_inline struct seat *seat_at(__u32 at)
 	return bpf_map_lookup_elem(&seats, &at);
 }
 
-/* Beside a seat's progress: the socket is to be looked at again, though no segment came or went. */
+/*
+ * Beside a seat's progress: the socket is to be looked at again, though no segment came or went. What comes with one needs no
+ * more than that: see progress_from().
+ */
 #define PROGRESS_AGAIN (1ULL << 63)
 
 static __always_inline void look_again(const struct gauge *g)
@@ -696,10 +699,8 @@ __noinline int sample_time(struct times *to, __u64 us)
 /* Bits of enum news are to be counted at the next fold; what there is to know of it has been written. */
 static __always_inline void add_news(struct gauge *g, __u32 news)
 {
-	if (!wants_totals)
-		return;
-	__sync_fetch_and_or(&g->news, news);
-	look_again(g);
+	if (wants_totals)
+		__sync_fetch_and_or(&g->news, news);
 }
 
 /*
@@ -744,6 +745,7 @@ static __always_inline void end_accept_wait(struct gauge *g, __u64 now)
 {
 	g->accept_wait_us = at_most_32((now - g->established_ns) / 1000) ?: 1;
 	add_news(g, NEWS_ACCEPTED);
+	look_again(g);
 }
 
 /* It was seen in use: an upper bound, where nothing tells of accept() itself. */

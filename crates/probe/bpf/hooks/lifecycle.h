@@ -24,6 +24,7 @@ static __always_inline struct gauge *bear(struct sock *sk, __u8 direction, __u8 
 		g->head = 0;
 		__builtin_memset(&g->sk, 0, sizeof(*g) - __builtin_offsetof(struct gauge, sk));
 		bpf_spin_unlock(&g->lock);
+		look_again(g);
 	}
 	g->sk = (__u64)sk;
 	g->direction = direction;
