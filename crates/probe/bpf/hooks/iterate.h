@@ -35,6 +35,8 @@ static __always_inline __u8 infer_direction(struct tcp_sock *tp, __u8 state)
 static __always_inline void begin_before(struct sock *sk, struct tcp_sock *tp, struct gauge *g, struct task_struct *task,
 					 __u8 state)
 {
+	struct seat *seat;
+
 	g->direction = infer_direction(tp, state);
 	g->cgroup_id = socket_cgroup(sk);
 	if (owner_by_task) {
@@ -51,6 +53,12 @@ static __always_inline void begin_before(struct sock *sk, struct tcp_sock *tp, s
 	g->rtt_seq = tp->rtt_seq;
 	if (g->direction == DIRECTION_ACTIVE)
 		g->asked_seq = tp->snd_nxt;
+	/* The first walk need not look at what carries nothing. */
+	seat = seat_at(g->seat);
+	if (seat) {
+		seat->cgroup_id = g->cgroup_id;
+		seat->progress = progress_from(tp->segs_out, tp->segs_in);
+	}
 	g->before.retransmits = tp->total_retrans;
 	read_counters(tp, g, &g->before);
 	g->folded.counters = g->before;
