@@ -11,7 +11,7 @@ use functional::{
 };
 
 /// The processes let go after this in any case.
-const SECONDS: &str = "280";
+const SECONDS: &str = "900";
 /// How long opening may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 

@@ -86,7 +86,7 @@ static __always_inline void look_again(const struct gauge *g)
 /* How often to try again to be first, where others change the same word. */
 #define TRIES 8
 
-/* The value of seats_empty after this one, when that seat is the next one. */
+/* The value of seating.empty after this one, when that seat is the next one. */
 static __always_inline __u64 with_empty(__u64 before, __u32 next)
 {
 	return ((before >> 32) + 1) << 32 | next;
@@ -103,21 +103,21 @@ __noinline __u32 take_seat(void)
 	__u32 at = 0;
 
 	for (int i = 0; i < TRIES; i++) {
-		empty = *(volatile __u64 *)&seats_empty;
+		empty = *(volatile __u64 *)&seating.empty;
 		at = empty;
 		seat = at ? seat_at(at - 1) : NULL;
 		/* What is read of a seat that another took meanwhile is not used: the count of changes differs. */
-		if (!seat || __sync_val_compare_and_swap(&seats_empty, empty,
+		if (!seat || __sync_val_compare_and_swap(&seating.empty, empty,
 							 with_empty(empty, *(volatile __u64 *)&seat->cookie)) == empty)
 			break;
 		seat = NULL;
 	}
 	if (!seat) {
-		at = __sync_fetch_and_add(&seats_used, 1) + 1;
+		at = __sync_fetch_and_add(&seating.used, 1) + 1;
 		seat = seat_at(at - 1);
 	}
 	if (!seat) {
-		__sync_fetch_and_add(&seats_used, -1);
+		__sync_fetch_and_add(&seating.used, -1);
 		return 0;
 	}
 	seat->progress = ~0ULL;
@@ -136,9 +136,9 @@ __noinline int leave_seat(__u32 at)
 		return 0;
 	__sync_lock_test_and_set(&seat->sk, 0);
 	for (int i = 0; i < TRIES; i++) {
-		empty = *(volatile __u64 *)&seats_empty;
+		empty = *(volatile __u64 *)&seating.empty;
 		seat->cookie = (__u32)empty;
-		if (__sync_val_compare_and_swap(&seats_empty, empty, with_empty(empty, at + 1)) == empty)
+		if (__sync_val_compare_and_swap(&seating.empty, empty, with_empty(empty, at + 1)) == empty)
 			return 0;
 	}
 	seat->cookie = SEAT_STRAY;

@@ -336,10 +336,14 @@ const volatile __u32 tick_ns = 4000000; /* a tick of the kernel's clock: 1/CONFI
 /* Inclusive upper bounds of the slots, us; of the last slot and of those that a scale lacks, more than there can be. */
 const volatile __u64 bounds[SCALES][BOUNDS];
 
-/* Seats that were ever taken are those below this number. */
-__u32 seats_used = 0;
-/* The empty one among them that is taken next, counted from 1 (0: there is none); above that how often this has changed. */
-__u64 seats_empty = 0;
+/* Written with each birth and each end of a socket: in a cache line of its own, as what is beside is read by all CPUs. */
+struct seating {
+	/* The empty seat that is taken next, counted from 1 (0: there is none); above that how often this has changed. */
+	__u64 empty;
+	/* Seats that were ever taken are those below this number. */
+	__u32 used;
+	__u32 padding[13];
+} seating __attribute__((aligned(64)));
 
 /* Written by the loader before each walk, and by the walk. */
 __u32 walk_number = 0;

@@ -381,7 +381,7 @@ __noinline int note(void)
 {
 	for (int i = 0; i < WALK_AT_ONCE && walk_noted_count < WALK_AT_ONCE; i++) {
 		struct noted *noted = &walk_noted[walk_noted_count & (WALK_AT_ONCE - 1)];
-		volatile struct seat *seat = walk_at < seats_used ? seat_at(walk_at) : NULL;
+		volatile struct seat *seat = walk_at < seating.used ? seat_at(walk_at) : NULL;
 
 		if (!seat)
 			return true;
