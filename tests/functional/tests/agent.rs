@@ -217,7 +217,13 @@ fn what_finds_no_room_is_counted_and_room_is_given_back() {
     assert!(followed < 2 * HELD, "{followed} were followed");
     assert!(failures(&scrape) >= 2 * HELD - followed, "{followed}, and {} not", failures(&scrape));
     holding.finish().unwrap();
-    let (before, churning) = (agent.scrape().unwrap(), ["churn", "--rate", "100", "--count", "100"]);
+    // What was closed last ends when the server has closed it, too.
+    let before = wait_until("nothing is left of it", SOON, || {
+        let scrape = agent.scrape()?;
+        Ok((sum(&scrape, "tcptide_connections", &ends.client, &[]) == 0).then_some(scrape))
+    })
+    .unwrap();
+    let churning = ["churn", "--rate", "100", "--count", "100"];
     let churning = ends.run(&[churning.as_slice(), &["--to", &to, "--seconds", "30"]].concat());
     let done = churning.wait(SOON).unwrap();
     let after = agent.scrape().unwrap();
