@@ -107,9 +107,9 @@ struct {
 } gauges SEC(".maps");
 
 /*
- * Where walks find the sockets that have a gauge: one after the other in memory, with what tells whether there is anything to do.
- * Going through the hash instead took a walk twice as long (docs/overhead.md). An empty seat has no socket, and instead of a
- * cookie the number of the next empty one: see take_seat().
+ * Where walks find the sockets that have a gauge: one after the other in memory, with what tells whether there is anything to
+ * do. See docs/decisions/0007-a-walk-goes-through-seats.md. An empty seat has no socket, and instead of a cookie the number of
+ * the next empty one: see take_seat().
  */
 struct seat {
 	__u64 cookie;
