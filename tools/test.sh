@@ -12,6 +12,7 @@ not_run=()
 second_try=()
 current=
 installing=
+packages_log=${CARGO_TARGET_DIR:-target}/packages.log
 
 # Runs a command under a name, with its time.
 step() {
@@ -97,17 +98,15 @@ stories() {
 
 # Packages come while other things are built.
 begin_to_install() {
-    local log=${CARGO_TARGET_DIR:-target}/packages.log
-    mkdir -p "$(dirname "$log")"
-    test_needs | without_services install_missing >"$log" 2>&1 &
+    mkdir -p "$(dirname "$packages_log")"
+    test_needs | without_services install_missing >"$packages_log" 2>&1 &
     installing=$!
 }
 
 install_test_tools() {
-    local log=${CARGO_TARGET_DIR:-target}/packages.log
-    wait "$installing" || { cat "$log" >&2 && return 1; }
+    wait "$installing" || { cat "$packages_log" >&2 && return 1; }
     installing=
-    cat "$log"
+    cat "$packages_log"
     python_tools "${CARGO_TARGET_DIR:-target}/python"
 }
 

@@ -115,7 +115,7 @@ struct seat {
 	__u64 cookie;
 	__u64 sk;
 	__u64 cgroup_id;
-	__u64 progress; /* progress_of() at the last fold: equal means that nothing moved */
+	__u64 progress; /* progress_from() at the last fold: equal means that nothing moved */
 };
 
 /* As many as there can be gauges: the loader sets the size. */
