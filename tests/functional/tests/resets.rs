@@ -146,10 +146,11 @@ fn a_connection_that_is_one_too_many_without_a_process_is_orphaned() {
     orderly.shutdown(Shutdown::Write).unwrap();
     path.drop_if(Direction::BToA, |_| true);
     unanswered.write_all(b"is there anybody?").unwrap();
+    // The kernel counts such connections every 100 ms: it finds the first one too many when it would send again.
     let limit = Limit::set("0");
     drop(unanswered);
-    drop(limit);
     trace.wait_for("close", 1).unwrap();
+    drop(limit);
     path.drop_if(Direction::BToA, |_| false);
     drop(orderly);
     drop(servers);
