@@ -26,8 +26,9 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Opens them over the namespaces' loopback.
-    pub(crate) fn open(connections: u64, cgroups: u64, namespaces: u64) -> Result<Self> {
+    /// Opens them over the namespaces' loopback. On them, in turn, so many requests are sent and answered each
+    /// second.
+    pub(crate) fn open(connections: u64, cgroups: u64, namespaces: u64, request_rate: u64) -> Result<Self> {
         let pairs = cgroups / 2;
         let most = connections.div_ceil(pairs);
         if most > connections_per_process() {
@@ -52,13 +53,15 @@ impl Crowd {
         for pair in 0..pairs {
             let cgroup = cgroup("client", pair)?;
             let to = crowd.servers[pair as usize].listening()?.to_string();
-            let share = (connections / pairs + u64::from(pair < connections % pairs)).to_string();
+            let share = |all: u64| (all / pairs + u64::from(pair < all % pairs)).to_string();
             let hold = workload::command([
                 "hold",
                 "--to",
                 &to,
                 "--count",
-                &share,
+                &share(connections),
+                "--rate",
+                &share(request_rate),
                 "--seconds",
                 SECONDS,
                 "--timeout",

@@ -44,7 +44,7 @@ pub(crate) fn round(report: &mut Report, tcptide: &Tcptide) -> Result<()> {
         let Size { connections, cgroups, namespaces } = *size;
         let name = format!("{connections} in {cgroups} cgroups, {namespaces} namespaces");
         eprintln!("bench: {name}");
-        let crowd = Crowd::open(connections, cgroups, namespaces)?;
+        let crowd = Crowd::open(connections, cgroups, namespaces, 0)?;
         measure(report, &name, tcptide, &site, &crowd).with_context(|| name.clone())?;
         crowd.close()?;
     }

@@ -58,6 +58,9 @@ struct Scale {
     /// Network namespaces that they are spread over.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     namespaces: u64,
+    /// Requests per second, on the connections in turn.
+    #[arg(long, default_value_t = 0)]
+    request_rate: u64,
     /// The agent counts edges, too.
     #[arg(long)]
     edges: bool,
@@ -139,7 +142,7 @@ fn scale(report: &mut Report, options: &Scale, tcptide: &Tcptide) -> Result<()> 
     eprintln!("bench: an empty host");
     scale::starts(report, tcptide, options.repeat)?;
     eprintln!("bench: opening {} connections", options.connections);
-    let crowd = Crowd::open(options.connections, options.cgroups, options.namespaces)?;
+    let crowd = Crowd::open(options.connections, options.cgroups, options.namespaces, options.request_rate)?;
     for round in 1..=options.repeat {
         eprintln!("bench: round {round} of {}", options.repeat);
         scale::round(report, tcptide, &crowd, options.edges)?;

@@ -41,7 +41,7 @@ const HELP_LIMIT_MS: f64 = 10.0;
 /// What the live screen may take, percent of a CPU, with so many connections in so many cgroups; its terminal's columns and
 /// rows; until its lists are full; and for how long it is measured.
 const SCREEN_LIMIT_PERCENT: f64 = 2.0;
-const SCREEN_CONNECTIONS: u64 = 10_000;
+const SCREEN_CONNECTIONS: u64 = 20_000;
 const TERMINAL: (u16, u16) = (200, 50);
 const SCREEN_SETTLE: Duration = Duration::from_secs(4);
 const SCREEN: Duration = Duration::from_secs(10);

@@ -22,7 +22,7 @@ use functional::process::{Reading, output, running, wait_until};
 use functional::prometheus::{Prometheus, check_metrics};
 use functional::runtime::{Containers, Docker, Podman};
 use functional::tcptide::Tcptide;
-use functional::witness::{NetCounters, sockets};
+use functional::witness::{NetCounters, Socket, sockets};
 use functional::workload::{
     self, Churn, Client, Held, PingPong, Running, ServeOptions, Server, Stream, churn, ping_pong, stream,
 };
@@ -392,6 +392,30 @@ fn more_connections_are_held_than_one_process_may_open() {
     .unwrap();
     let counts = server.finish().unwrap();
     assert_eq!((counts.accepted, counts.closed, counts.failures()), (count, count, 0));
+}
+
+#[test]
+fn held_connections_speak_in_turn() {
+    let _alone = alone();
+    let netns = Netns::new("speak").unwrap();
+    let serving = workload::command(["serve", "--listen", "127.0.0.1:0"]).unwrap();
+    let server = Running::start(&mut netns.wrap(&serving)).unwrap();
+    let address = server.listening().unwrap().to_string();
+    let hold = workload::command(["hold", "--to", &address, "--count", "3", "--rate", "4"]).unwrap();
+    let holder = Running::start(&mut netns.wrap(&hold)).unwrap();
+    holder.ready(ms(10_000)).unwrap();
+    // Four requests of eight bytes at once, four a second later, and so on.
+    let mut spoken = wait_until("the second time", ms(10_000), || {
+        let all = sockets(&netns, &["dst", &address])?;
+        let spoken = all.iter().map(Socket::bytes_sent).collect::<Vec<_>>();
+        Ok((spoken.iter().sum::<u64>() >= 64).then_some(spoken))
+    })
+    .unwrap();
+    spoken.sort_unstable();
+    assert!(spoken.len() == 3 && spoken[2] - spoken[0] <= 8, "{spoken:?}");
+    let counts = holder.let_go(ms(10_000)).unwrap();
+    assert_eq!((counts.opened, counts.requests % 4, counts.failures()), (3, 0, 0));
+    assert_eq!(server.finish().unwrap().bytes_received, 8 * counts.requests);
 }
 
 /// What a runtime may leave behind on the machine. Of cgroups, those with nobody in them: others

@@ -141,6 +141,9 @@ struct Hold {
     /// Connections; more than one process may open are spread over several.
     #[arg(long)]
     count: u64,
+    /// Requests per second, on the connections in turn.
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
     /// Let go after so many seconds.
     #[arg(long, default_value_t = 300.0)]
     seconds: f64,
@@ -326,9 +329,17 @@ fn hold(args: &Hold) -> Result<Counts> {
     let start = Instant::now();
     let limit = Duration::from_secs_f64(args.seconds);
     let told = told_to_end()?;
-    let held = Held::open(&args.target.client(), args.count, limit)?;
+    let mut held = Held::open(&args.target.client(), args.count, limit)?;
     eprintln!("ready: holding {} connections", held.counts().opened);
-    wait_for(&told, limit.saturating_sub(start.elapsed()))?;
+    let pause = if args.rate > 0 { Duration::from_secs(1) } else { limit };
+    let mut next = start.elapsed();
+    while next < limit {
+        held.speak(args.rate);
+        next = limit.min(next + pause);
+        if wait_for(&told, next.saturating_sub(start.elapsed()))? {
+            break;
+        }
+    }
     Ok(held.close())
 }
 
@@ -342,6 +353,8 @@ fn hold_with_several(args: &Hold) -> Result<Counts> {
         let mut child = own_command("hold")?;
         child.args(["--to", &args.target.to.to_string(), "--count", &share.to_string()]);
         child.args(["--seconds", &args.seconds.to_string(), "--timeout", &args.target.timeout.to_string()]);
+        let rate = args.rate / processes + u64::from(number < args.rate % processes);
+        child.args(["--rate", &rate.to_string()]);
         if args.target.reset {
             child.arg("--reset");
         }
@@ -411,10 +424,8 @@ fn told_to_end() -> Result<UnixStream> {
     Ok(told)
 }
 
-/// Sleeps, so that a thousand of these cost nothing, until then or until somebody ends it.
-fn wait_for(mut told: &UnixStream, limit: Duration) -> Result<()> {
+/// Sleeps, so that a thousand of these cost nothing, until then or until somebody ends it. Returns whether somebody has.
+fn wait_for(mut told: &UnixStream, limit: Duration) -> Result<bool> {
     told.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-    // Either way it is over.
-    let _ = told.read(&mut [0]);
-    Ok(())
+    Ok(told.read(&mut [0]).is_ok())
 }

@@ -151,10 +151,12 @@ fn churn_some(
     (counts, connects)
 }
 
-/// Connections that are open and say nothing. Closed on [`Held::close`] or `Drop`.
+/// Connections that are open and say nothing unless told to. Closed on [`Held::close`] or `Drop`.
 #[derive(Debug)]
 pub struct Held {
     connections: Vec<TcpStream>,
+    /// The one that speaks next.
+    next: usize,
     counts: Counts,
     start: Instant,
 }
@@ -170,7 +172,8 @@ impl Held {
                 connections_per_process()
             );
         }
-        let mut held = Self { connections: Vec::new(), counts: Counts::default(), start: Instant::now() };
+        let mut held =
+            Self { connections: Vec::new(), next: 0, counts: Counts::default(), start: Instant::now() };
         let mut connects = Vec::new();
         for number in 0..count {
             let began = Instant::now();
@@ -198,6 +201,18 @@ impl Held {
     /// The connections, to ask them for their addresses, or to speak.
     pub fn connections(&self) -> &[TcpStream] {
         &self.connections
+    }
+
+    /// Sends `requests` and waits for the answer to each, on the connections in turn.
+    pub fn speak(&mut self, requests: u64) {
+        let mut buffer = [0; SMALLEST_FRAME as usize];
+        for _ in 0..requests {
+            let Some(stream) = self.connections.get(self.next) else { return };
+            if let Err(error) = exchange(stream, SMALLEST_FRAME, &mut self.counts, &mut buffer) {
+                self.counts.fail(&error);
+            }
+            self.next = (self.next + 1) % self.connections.len();
+        }
     }
 
     /// Closes them all.
