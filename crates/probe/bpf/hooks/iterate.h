@@ -233,7 +233,7 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	sample_rtt(tp, g);
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
 		see_windows(tp, g);
-		if (sk->sk_socket)
+		if (!sees_accepts && sk->sk_socket)
 			bound_accept(g);
 	}
 	if (progress != (before & ~PROGRESS_AGAIN))
@@ -327,6 +327,37 @@ __noinline int glance(void)
 	return 0;
 }
 
+/* Written so that what was read is not left out. */
+__u64 walk_touched;
+
+/*
+ * Reads a word of each cache line of the noted sockets that have moved, and of their gauges, that settle() is going to read: many
+ * are waited for at once here. There it is one after the other, as nothing is read before a change that must not be torn is done.
+ */
+__noinline int touch(void)
+{
+	const struct tcp_sock *tp;
+	const struct gauge *g;
+	__u64 sum = 0;
+
+	for (int i = 0; i < WALK_AT_ONCE; i++) {
+		struct noted *noted = &walk_noted[i];
+
+		if (!noted->moved)
+			continue;
+		if (casts_addresses) {
+			tp = bpf_rdonly_cast((void *)noted->sk, bpf_core_type_id_kernel(struct tcp_sock));
+			sum += tp->inet_conn.icsk_inet.sk.sk_lock.owned + tp->snd_wnd + tp->rtt_min.s[0].v + tp->tcp_mstamp +
+			       tp->srtt_us + tp->bytes_acked + tp->rack.rtt_us + tp->reord_seen + tp->total_retrans;
+		}
+		g = bpf_map_lookup_elem(&gauges, &noted->cookie);
+		if (g)
+			sum += g->sk + g->before.retransmits + g->folded.counters.lost + g->rtt_seq + g->closed_at[0] + g->rtt.used;
+	}
+	walk_touched = sum;
+	return 0;
+}
+
 /* Adds a tally to its cgroup's totals, and leaves it empty. Global, as what follows is: they are called in loops. */
 __noinline int give_tally(__u32 at)
 {
@@ -414,8 +445,10 @@ __noinline int go(void)
 		is_last = note();
 		if (walk_noted_count < WALK_AT_ONCE && !is_last)
 			return GO_ON;
-		if (is_quick)
+		if (is_quick) {
 			glance();
+			touch();
+		}
 	}
 	for (int i = 0; i < WALK_AT_ONCE && walk_next < walk_noted_count; i++) {
 		struct noted *noted = &walk_noted[walk_next & (WALK_AT_ONCE - 1)];
