@@ -213,6 +213,7 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	struct connection *row = NULL;
 	struct reading *now = &walk_reading;
 	struct totals *t = NULL;
+	__u32 srtt, least;
 	bool is_open;
 
 	if (!seat)
@@ -236,8 +237,8 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 		if (!sees_accepts && sk->sk_socket)
 			bound_accept(g);
 	}
-	if (progress != (before & ~PROGRESS_AGAIN))
-		sample_queueing(tp, t);
+	srtt = tp->srtt_us >> 3;
+	least = tp->rtt_min.s[0].v;
 	/* What is counted may not have been yet, and for how long a window is closed goes on without a segment. */
 	if (peek_socket(sk, tp, g, now) || !tp->snd_wnd || !tp->rcv_wnd)
 		look_again(g);
@@ -254,6 +255,8 @@ static __always_inline bool look_at(struct sock *sk, struct tcp_sock *tp, struct
 	if (!t)
 		return false;
 	give_news(t, g);
+	if (progress != (before & ~PROGRESS_AGAIN))
+		sample_delay(&t->queueing, srtt, least);
 	if (state == TCP_LISTEN)
 		fold_drops(sk, g, t);
 	seat->cgroup_id = g->cgroup_id;
