@@ -352,6 +352,7 @@ bool walk_rows = false;
 __u64 walk_cookie = 0; /* the only socket to look at; 0: all */
 __u64 walk_seen = 0;
 __u32 walk_at = 0; /* the next seat */
+__u64 walk_touched = 0; /* written so that what touch() reads is not left out */
 
 /* Sockets that the walk has yet to look at: so many at once, as most of that is waiting for memory. */
 #define WALK_AT_ONCE 16

@@ -330,12 +330,10 @@ __noinline int glance(void)
 	return 0;
 }
 
-/* Written so that what was read is not left out. */
-__u64 walk_touched;
-
 /*
- * Reads a word of each cache line of the noted sockets that have moved, and of their gauges, that settle() is going to read: many
- * are waited for at once here. There it is one after the other, as nothing is read before a change that must not be torn is done.
+ * Reads a word of each cache line that settle() is going to read of the noted sockets that have moved, and of their gauges, so
+ * that many are waited for at once. In settle() it would be one after the other: no read begins before its locks and atomic
+ * additions are through.
  */
 __noinline int touch(void)
 {
