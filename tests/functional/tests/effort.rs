@@ -29,7 +29,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("dns_answer", 500, 3_000),
     ("adopt_files", 1_500, 7_000),
     ("adopt_namespace", 1_300, 6_000),
-    ("walk", 38_000, 22_000),
+    ("walk", 40_000, 22_000),
 ];
 
 #[test]
