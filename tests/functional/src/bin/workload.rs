@@ -349,16 +349,16 @@ fn hold_with_several(args: &Hold) -> Result<Counts> {
     let told = told_to_end()?;
     let processes = args.count.div_ceil(connections_per_process());
     let children = (0..processes).map(|number| {
-        let share = args.count / processes + u64::from(number < args.count % processes);
+        let share = |all: u64| all / processes + u64::from(number < all % processes);
+        let count = share(args.count);
         let mut child = own_command("hold")?;
-        child.args(["--to", &args.target.to.to_string(), "--count", &share.to_string()]);
+        child.args(["--to", &args.target.to.to_string(), "--count", &count.to_string()]);
         child.args(["--seconds", &args.seconds.to_string(), "--timeout", &args.target.timeout.to_string()]);
-        let rate = args.rate / processes + u64::from(number < args.rate % processes);
-        child.args(["--rate", &rate.to_string()]);
+        child.args(["--rate", &share(args.rate).to_string()]);
         if args.target.reset {
             child.arg("--reset");
         }
-        let from = sources(args, number, share);
+        let from = sources(args, number, count);
         if !from.is_empty() {
             child.args(["--from", &from.join(",")]);
         }
